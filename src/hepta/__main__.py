@@ -1,0 +1,5 @@
+"""``python -m hepta`` is ``hepta``."""
+
+from hepta.cli.app import main
+
+main()

@@ -1,0 +1,1 @@
+"""Pinned public data and models, brought as files."""

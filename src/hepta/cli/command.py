@@ -1,0 +1,110 @@
+"""What every verb's command line shares: options, overrides, dry runs, results, exit codes."""
+
+import dataclasses
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hepta.config import Config, HeptaError, load_config
+from hepta.console import say
+from hepta.runner.verbs import VERBS
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="any config key; see below", show_default=False)]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of keys; key=value and options win over it")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved config and what would be read and written")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout and nothing else")]
+Fresh = Annotated[bool | None, typer.Option("--fresh", help="move an existing output aside and start anew")]
+
+
+def execute(
+    verb: str,
+    options: dict[str, Any],
+    overrides: Sequence[str] | None,
+    file: Path | None = None,
+    dry_run: bool = False,
+    as_json: bool = False,
+    show: Callable[[Any], str] = str,
+) -> None:
+    """Parse, call the library function, print its result.
+
+    Mistakes in keys are told before the function's module, and with it torch, is imported.
+
+    Args:
+        verb: a name in ``runner.verbs.VERBS``.
+        options: values of the verb's own options; None means not given.
+        overrides: ``key=value`` words.
+        file: ``--config``.
+        dry_run: print the resolved config instead of working.
+        as_json: print the result dataclass as JSON.
+        show: result → text for people.
+    """
+    entry = VERBS[verb]
+    config = load_config(entry.load_config_class(), file, overrides or (), options)
+    if dry_run:
+        print_dry_run(config, as_json)
+        return
+    result = entry.load_function()(config)
+    print(to_json(result) if as_json else show(result), flush=True)
+
+
+def print_dry_run(config: Config, as_json: bool) -> None:
+    """Say what a verb would do: its resolved keys, what it reads, what it writes."""
+    values = config.model_dump(mode="json")
+    reads = {key: values[key] for key in config.fields_of_kind("input")}
+    if as_json:
+        print(json.dumps({"config": values, "reads": reads, "writes": values.get("output")}, ensure_ascii=False))
+        return
+    for key, value in values.items():
+        print(f"{key}: {json.dumps(value, ensure_ascii=False)}")
+    for key, value in reads.items():
+        if value is not None:
+            say(f"would read {key}: {value}")
+    if "output" in values:
+        say(f"would write: {values['output']}")
+
+
+def to_json(result: Any) -> str:
+    """One JSON object for a result dataclass (or dict)."""
+    value = dataclasses.asdict(result) if dataclasses.is_dataclass(result) and not isinstance(result, type) else result
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def describe_keys(verb: str) -> str:
+    """The keys of a verb's config as help text: name, default, meaning."""
+    lines = ["Keys (key=value):", ""]
+    for name, field in VERBS[verb].load_config_class().model_fields.items():
+        default = "" if field.is_required() else f" (default {field.get_default(call_default_factory=True)})"
+        lines.append(f"{name}{default}: {field.description or ''}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def guarded(work: Callable[[], Any]) -> int:
+    """Run a command; turn errors into one line and DESIGN's exit codes."""
+    try:
+        work()
+    except HeptaError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on from the last saved state")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+            say(f"error: {error.filename or 'the disk'}: no space left; free some and repeat the command")
+            return 1
+        traceback.print_exc()
+        return 1
+    except Exception:
+        traceback.print_exc()
+        say("error: this is a fault in hepta, not in your input; please report it with the lines above")
+        return 1
+    return 0

@@ -1,0 +1,30 @@
+"""``hepta pretrain``: train a language model from token shards."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hepta.cli.command import ConfigFile, DryRun, Fresh, Json, Overrides, describe_keys, execute
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=describe_keys("pretrain"))
+def pretrain(
+    overrides: Overrides = None,
+    data: Annotated[Path | None, typer.Option(help="token shards (hepta tokens build)")] = None,
+    model: Annotated[str | None, typer.Option(help="preset (nano, micro, mini, small, 1b, 7b) or model directory")] = None,
+    output: Annotated[Path | None, typer.Option(help="run directory")] = None,
+    config: ConfigFile = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    fresh: Fresh = None,
+) -> None:
+    """Train a language model from token shards; repeat the command to go on after a stop.
+
+    Example: hepta pretrain --data out/tokens --model nano --output out/base minutes=5
+    """
+
+    options = {"data": data, "model": model, "output": output, "fresh": fresh}
+    execute("pretrain", options, overrides, config, dry_run, as_json)

@@ -1,0 +1,1 @@
+"""Raw text to clean documents, with a reason for every one dropped."""

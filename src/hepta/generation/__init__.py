@@ -1,0 +1,1 @@
+"""Sampling and the batched KV-cache engine."""

@@ -1,0 +1,1 @@
+"""Language models as nn.Modules, and their Hugging Face directories."""

@@ -1,0 +1,1 @@
+"""Recipes: ordered stages, each skipped when it is done."""

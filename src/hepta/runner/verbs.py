@@ -1,0 +1,46 @@
+"""The table of verbs: which config and which library function stand behind each name."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from hepta.config import Config
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb's config class and function, as ``module:name``, imported only when used."""
+
+    config: str
+    function: str
+
+    def load_config_class(self) -> type[Config]:
+        """Import the config class (never torch)."""
+        return _load(self.config)
+
+    def load_function(self) -> Callable[[Any], Any]:
+        """Import the library function behind the verb."""
+        return _load(self.function)
+
+
+def _load(path: str) -> Any:
+    module, name = path.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+VERBS: dict[str, Verb] = {
+    "fetch": Verb("hepta.catalog.config:FetchConfig", "hepta.catalog.fetch:fetch"),
+    "corpus": Verb("hepta.corpus.config:CorpusConfig", "hepta.corpus.build:build_corpus"),
+    "tokenizer": Verb("hepta.tokenizer.config:TokenizerConfig", "hepta.tokenizer.train:train_tokenizer"),
+    "tokens": Verb("hepta.data.config:TokensConfig", "hepta.data.build:build_tokens"),
+    "pretrain": Verb("hepta.training.config:PretrainConfig", "hepta.training.pretrain:pretrain"),
+    "sft": Verb("hepta.training.config:SftConfig", "hepta.training.sft:sft"),
+    "eval": Verb("hepta.evaluation.config:EvalConfig", "hepta.evaluation.text:evaluate_text"),
+    "generate": Verb("hepta.generation.config:GenerateConfig", "hepta.generation.generate:generate"),
+    "chat": Verb("hepta.generation.config:ChatConfig", "hepta.generation.chat:chat"),
+    "plan": Verb("hepta.planning.config:PlanConfig", "hepta.planning.plan:plan"),
+    "doctor machine": Verb("hepta.planning.config:MachineConfig", "hepta.planning.machine:probe_machine"),
+    "report": Verb("hepta.reports.config:ReportConfig", "hepta.reports.page:write_report"),
+    "run": Verb("hepta.runner.config:RunConfig", "hepta.runner.recipe:run_recipe"),
+}
