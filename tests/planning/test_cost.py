@@ -1,0 +1,64 @@
+"""FLOPs of a decoder against closed forms and the textbook's numbers."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from hepta.planning.cost import flops_per_token, mean_keys, rule_of_thumb_flops, token_flops, training_flops
+
+
+@dataclass
+class Shape:
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    sliding_window: int | None = None
+    layer_types: list[str] | None = None
+
+
+LLAMA = Shape(32000, 4096, 11008, 32, 32, 32, 128)
+
+
+def test_flops_without_attention_are_twice_the_weights_that_multiply():
+    parts = token_flops(LLAMA, 1)
+    embedding, norms = 32000 * 4096, (2 * 32 + 1) * 4096
+    assert parts.total - parts.attention == 2 * (6_738_415_616 - embedding - norms)
+
+
+@pytest.mark.parametrize(("T", "window"), [(1, None), (7, None), (7, 3), (7, 7), (7, 9), (5, 1)])
+def test_mean_keys_equals_counting_each_querys_keys(T, window):
+    counts = [min(t + 1, window or T) for t in range(T)]
+    assert mean_keys(T, window) == pytest.approx(sum(counts) / T)
+
+
+def test_attention_is_the_causal_half_of_both_products_per_layer():
+    T = 512
+    square = 2 * (2 * 32 * 128 * T * T)  # scores, and weighted values, of one layer and sequence
+    assert token_flops(LLAMA, T).attention == pytest.approx(32 * square / T * (T + 1) / (2 * T))
+
+
+def test_a_sliding_window_on_some_layers_costs_less_only_there():
+    mixed = Shape(100, 64, 128, 2, 4, 2, 16, 8, ["full_attention", "sliding_attention"])
+    full = Shape(100, 64, 128, 2, 4, 2, 16)
+    all_sliding = Shape(100, 64, 128, 2, 4, 2, 16, 8)
+    a, b, c = (token_flops(s, 64).attention for s in (full, mixed, all_sliding))
+    assert b == pytest.approx((a + c) / 2)
+    assert c < b < a
+
+
+def test_training_costs_three_forwards():
+    assert training_flops(LLAMA, 10, 128) == 30 * flops_per_token(LLAMA, 128)
+
+
+def test_twenty_tokens_a_parameter_of_7b_is_the_textbooks_5_45e21():
+    parameters = 6_738_415_616
+    flops = rule_of_thumb_flops(parameters, 20 * parameters)
+    assert flops == pytest.approx(5.45e21, rel=1e-3)
+    assert flops / 1e12 / 3.156e7 == pytest.approx(173, abs=1)  # years at 1 TFLOP/s
+    assert flops / (8 * 400e12) / 86400 == pytest.approx(19.7, abs=0.1)  # days on 8×H100
+    exact = training_flops(LLAMA, 20 * parameters, 1)  # no attention, no input embedding: a little less
+    assert 0.97 < exact / flops < 1
