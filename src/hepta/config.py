@@ -12,7 +12,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -85,7 +85,7 @@ C = TypeVar("C", bound=Config)
 class _Yaml(yaml.SafeLoader):
     """YAML 1.2 scalars (``1e-4`` a number, ``no`` and ``12:30`` words); duplicate keys are errors."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
@@ -119,7 +119,7 @@ def parse_yaml(text: str, where: str) -> Any:
         HeptaError: not YAML, or a duplicate key; names the file and the line.
     """
     try:
-        return yaml.load(text, Loader=_Yaml)  # noqa: S506 - a SafeLoader subclass
+        return yaml.load(text, Loader=_Yaml)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
@@ -154,7 +154,7 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise HeptaError(f"override {pair!r}: expected key=value, for example lr=1e-3")
         try:
-            value = yaml.load(text, Loader=_Yaml)  # noqa: S506 - a SafeLoader subclass
+            value = yaml.load(text, Loader=_Yaml)
         except (yaml.YAMLError, HeptaError):
             value = text  # a sentence with a colon is a sentence
         *parents, leaf = key.split(".")
@@ -172,8 +172,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
-        both = isinstance(value, Mapping) and isinstance(old, Mapping)
-        result[key] = merge(old, value) if both else value
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            value = merge(old, value)
+        result[key] = value
     return result
 
 
@@ -204,14 +205,16 @@ def build(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
     try:
         return cls.model_validate(dict(values))
     except ValidationError as error:
-        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # a misspelt key explains a missing one
+        # a misspelt key explains a missing one, so it is told first
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"])
         prefix = f"{where}: " if where else ""
         if first["type"] == "extra_forbidden":
             known = _keys_at(cls, first["loc"][:-1])
             raise HeptaError(f"{prefix}unknown key {key!r}; {nearest(str(first['loc'][-1]), known)}") from None
         if first["type"] == "missing":
-            raise HeptaError(f"{prefix}key {key!r} is missing; give it as --{key.replace('_', '-')} or {key}=…") from None
+            option = key.replace("_", "-")
+            raise HeptaError(f"{prefix}key {key!r} is missing; give it as --{option} or {key}=…") from None
         message = first["msg"].removeprefix("Value error, ")
         raise HeptaError(f"{prefix}{key or 'config'}: {message} (found {first['input']!r})") from None
 

@@ -20,12 +20,13 @@ from typing import Any, Literal
 
 import xxhash
 
-from hepta.config import HeptaError, Interrupted, MachineError, StageConfig, nearest
+from hepta.config import HeptaError, Interrupted, MachineError, StageConfig
 from hepta.console import say
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 UNFINISHED = ".stage.json"
+ASIDE_HINT = "use --fresh to move it aside, or another --output"
 
 
 def sha256_file(path: Path) -> str:
@@ -97,7 +98,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
-            raise MachineError(f"{path}: cannot be written: {error.strerror}; free space or choose another --output") from None
+            fix = "free space or choose another --output"
+            raise MachineError(f"{path}: cannot be written: {error.strerror}; {fix}") from None
         raise
 
 
@@ -188,10 +190,17 @@ class Stage:
         """
         now = time.time()
         manifest = {
-            "format": FORMAT, "verb": self.verb, "version": self.version, "fingerprint": self.fingerprint,
-            "identity": self.identity, "inputs": self.inputs, "budget": self.budget, "digest": digest,
+            "format": FORMAT,
+            "verb": self.verb,
+            "version": self.version,
+            "fingerprint": self.fingerprint,
+            "identity": self.identity,
+            "inputs": self.inputs,
+            "budget": self.budget,
+            "digest": digest,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
-            "seconds": round(now - self.started, 2), "facts": facts,
+            "seconds": round(now - self.started, 2),
+            "facts": facts,
         }
         write_json(self.output / MANIFEST, manifest)
         (self.output / UNFINISHED).unlink(missing_ok=True)
@@ -211,10 +220,14 @@ def _refuse_change(stage: Stage, old: dict[str, Any]) -> None:
     for part in ("identity", "inputs"):
         before, now = old.get(part, {}), json.loads(json.dumps(getattr(stage, part), default=str))
         for key in sorted(set(before) | set(now)):
-            if before.get(key) != now.get(key):
-                change = f"{before.get(key)!r} before, {now.get(key)!r} now" if part == "identity" else "its content changed"
-                raise HeptaError(f"{stage.output}: made with another {key} ({change}); use --fresh to move it aside, or another --output")
-    raise HeptaError(f"{stage.output}: made by {old.get('verb')} version {old.get('version')}, this is {stage.verb} version {stage.version}; use --fresh to move it aside")
+            if before.get(key) == now.get(key):
+                continue
+            change = "its content changed"
+            if part == "identity":
+                change = f"{before.get(key)!r} before, {now.get(key)!r} now"
+            raise HeptaError(f"{stage.output}: made with another {key} ({change}); {ASIDE_HINT}")
+    made = f"made by {old.get('verb')} version {old.get('version')}, this is {stage.verb} version {stage.version}"
+    raise HeptaError(f"{stage.output}: {made}; {ASIDE_HINT}")
 
 
 def claim(config: StageConfig, verb: str, version: int) -> Stage:
@@ -230,7 +243,9 @@ def claim(config: StageConfig, verb: str, version: int) -> Stage:
     values = config.model_dump(mode="json")
     output = config.output
     stage = Stage(
-        verb=verb, version=version, output=output,
+        verb=verb,
+        version=version,
+        output=output,
         identity={k: values[k] for k in config.fields_of_kind("identity")},
         inputs={k: _input_digest(values[k]) for k in config.fields_of_kind("input")},
         budget={k: values[k] for k in config.fields_of_kind("budget")},
@@ -245,7 +260,7 @@ def claim(config: StageConfig, verb: str, version: int) -> Stage:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise HeptaError(f"{output}: another hepta process is writing here; wait for it or choose another --output") from None
+        raise HeptaError(f"{output}: another hepta process is writing here; wait or choose another --output") from None
     stage._lock = lock
     manifest = read_manifest(output)
     if manifest is not None:
@@ -262,19 +277,21 @@ def claim(config: StageConfig, verb: str, version: int) -> Stage:
         stage.state = "partial"
     elif any(not f.name.startswith(".") for f in output.iterdir()):
         raise HeptaError(f"{output}: not empty and not made by hepta; choose another --output")
-    write_json(output / UNFINISHED, {
-        "format": FORMAT, "verb": verb, "version": version, "fingerprint": stage.fingerprint,
-        "identity": stage.identity, "inputs": stage.inputs, "budget": stage.budget,
-    })
+    write_json(
+        output / UNFINISHED,
+        {
+            "format": FORMAT,
+            "verb": verb,
+            "version": version,
+            "fingerprint": stage.fingerprint,
+            "identity": stage.identity,
+            "inputs": stage.inputs,
+            "budget": stage.budget,
+        },
+    )
     return stage
 
 
 def go_on_hint(config: StageConfig) -> Interrupted:
     """The exception for a stopped stage: says that the same command goes on."""
     return Interrupted(f"{config.output}: stopped, state saved; the same command goes on from here")
-
-
-__all__ = [
-    "FORMAT", "MANIFEST", "Stage", "atomic_directory", "claim", "digest_json", "digest_of", "disk_errors",
-    "fsync_directory", "go_on_hint", "nearest", "read_json", "read_manifest", "sha256_file", "write_atomic", "write_json", "xxh3_file",
-]

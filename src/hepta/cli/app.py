@@ -30,14 +30,14 @@ VERB_HELP = {
 class LazyGroup(TyperGroup):
     """Lists verbs from a table and imports a verb's file only when it is named."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         return list(VERB_HELP)
 
-    def format_help(self, ctx: typer.Context, formatter: Any) -> None:
+    def format_help(self, ctx: Any, formatter: Any) -> None:
         ctx.meta["hepta.overview"] = True
         super().format_help(ctx, formatter)
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in VERB_HELP:
             return None
         if ctx.meta.get("hepta.overview"):  # the overview needs the short help only
@@ -47,7 +47,7 @@ class LazyGroup(TyperGroup):
         command.name = cmd_name
         return command
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:  # click would turn it into exit code 1

@@ -14,9 +14,11 @@ from hepta.config import Config, HeptaError, load_config
 from hepta.console import say
 from hepta.runner.verbs import VERBS
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="any config key; see below", show_default=False)]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of keys; key=value and options win over it")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved config and what would be read and written")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value]...", help="any config key; see below", show_default=False)
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of keys; options win over it")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved config, what is read and written")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout and nothing else")]
 Fresh = Annotated[bool | None, typer.Option("--fresh", help="move an existing output aside and start anew")]
 

@@ -14,7 +14,7 @@ app = typer.Typer(add_completion=False)
 def pretrain(
     overrides: Overrides = None,
     data: Annotated[Path | None, typer.Option(help="token shards (hepta tokens build)")] = None,
-    model: Annotated[str | None, typer.Option(help="preset (nano, micro, mini, small, 1b, 7b) or model directory")] = None,
+    model: Annotated[str | None, typer.Option(help="preset (nano … 7b) or model directory")] = None,
     output: Annotated[Path | None, typer.Option(help="run directory")] = None,
     config: ConfigFile = None,
     dry_run: DryRun = False,
