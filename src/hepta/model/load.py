@@ -1,0 +1,295 @@
+"""Model directories in and out: exactly Hugging Face's layout, plus ``hepta.json``.
+
+Weights are safetensors only; no pickle is ever read or written.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hepta.config import HeptaError
+from hepta.model.config import PRESETS, ModelConfig, from_hf, preset, to_hf
+from hepta.model.contract import copy_tokenizer, template_contract
+from hepta.model.decoder import Decoder
+from hepta.stage import disk_errors, fsync_directory, read_json, write_json
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+SHARD_BYTES = 5_000_000_000
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_model(path: Path | str) -> Path:
+    """The model or adapter directory meant by ``path``: itself, or a run directory's ``model/``.
+
+    Raises:
+        HeptaError: nothing there, or neither a model, an adapter nor a run.
+    """
+    directory = Path(path)
+    if not directory.exists():
+        known = ", ".join(PRESETS)
+        raise HeptaError(f"model {str(path)!r}: no such directory, and not a preset ({known})")
+    if not directory.is_dir():
+        raise HeptaError(f"{directory}: is a file; a model is a directory with config.json and safetensors")
+    for place in (directory, directory / "model"):
+        if (place / "config.json").is_file() or (place / ADAPTER).is_file():
+            return place
+    if (directory / "checkpoints").is_dir() or (directory / ".stage.json").is_file():
+        raise HeptaError(f"{directory}: an unfinished run; repeat its command, or name one of its checkpoints")
+    raise HeptaError(f"{directory}: no config.json, so not a model directory")
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """The shape of the model in a (resolved) model directory.
+
+    Raises:
+        HeptaError: no config.json, broken JSON, or an architecture not supported.
+    """
+    file = directory / "config.json"
+    if not file.is_file():
+        raise HeptaError(f"{directory}: no config.json, so not a model directory")
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise HeptaError(f"{file}: expected a JSON object, found a {type(value).__name__}")
+    return from_hf(value, str(file))
+
+
+def _weight_files(directory: Path) -> dict[Path, list[str] | None]:
+    """Safetensors files of a model, each with the tensor names the index expects in it (None: any)."""
+    if (directory / INDEX).is_file():
+        files: dict[Path, list[str] | None] = {}
+        for name, file in read_json(directory / INDEX).get("weight_map", {}).items():
+            names = files.setdefault(directory / Path(file).name, [])
+            assert names is not None
+            names.append(name)
+        for file in files:
+            if not file.is_file():
+                raise HeptaError(f"{directory}: {INDEX} names {file.name}, which is missing; copy it there")
+        return files
+    if (directory / WEIGHTS).is_file():
+        return {directory / WEIGHTS: None}
+    if others := sorted(f.name for f in directory.glob("*.bin")):
+        raise HeptaError(f"{directory}: weights only as {others[0]}, a pickle, never read; save them as safetensors")
+    raise HeptaError(f"{directory}: no weights ({WEIGHTS} or {INDEX}); the directory is not complete")
+
+
+def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
+    """Each stored tensor by name, one file mapped at a time.
+
+    Raises:
+        HeptaError: a file is missing, cut short, or not safetensors.
+    """
+    for file, names in _weight_files(directory).items():
+        try:
+            with safe_open(file, framework="pt") as stored:
+                present = set(stored.keys())
+                for name in names if names is not None else sorted(present):
+                    if name not in present:
+                        raise HeptaError(f"{file}: lacks {name}, which {INDEX} says is here")
+                    yield name, stored.get_tensor(name)
+        except SafetensorError as error:
+            raise HeptaError(f"{file}: not readable as safetensors ({error}); copy it again") from None
+
+
+def _assign(model: Decoder, directory: Path, dtype: torch.dtype, device: torch.device | str) -> None:
+    """Fill a model on the meta device, tensor by tensor, and say in one line what does not fit."""
+    expected = dict(model.named_parameters())
+    unexpected: list[str] = []
+    for name, tensor in read_tensors(directory):
+        if name not in expected:
+            tied_copy = name == "lm_head.weight" and model.config.tied
+            if not tied_copy and not name.endswith("rotary_emb.inv_freq"):  # old checkpoints stored that buffer
+                unexpected.append(name)
+            continue
+        wanted = tuple(expected[name].shape)
+        if tuple(tensor.shape) != wanted:
+            raise HeptaError(f"{directory}: {name} has shape {tuple(tensor.shape)}, config.json says {wanted}")
+        owner = model.get_submodule(name.rpartition(".")[0])
+        value = tensor.to(device=device, dtype=dtype, copy=True)  # a copy, so that the file can be unmapped
+        owner.register_parameter(name.rpartition(".")[2], torch.nn.Parameter(value))
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    for problem, names in (("missing", missing), ("unexpected", unexpected)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise HeptaError(f"{directory}: weights do not fit config.json: {problem} {names[0]}{more}")
+
+
+def load_model(
+    path: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Decoder:
+    """Load a model from a model directory, a run directory, or a PEFT adapter directory (base + LoRA).
+
+    Args:
+        path: the directory.
+        dtype: dtype of the weights in memory.
+        device: where they go.
+
+    Returns:
+        the decoder in evaluation mode, ``forward(input_ids (B, T)) -> logits (B, T, V)``.
+
+    Raises:
+        HeptaError: no such directory, no weights, another architecture, tensors that do not fit.
+    """
+    directory = resolve_model(path)
+    if (directory / ADAPTER).is_file():
+        from hepta.model.adapters import load_adapter  # adapters build on this module
+
+        return load_adapter(directory, dtype, device)
+    config = read_config(directory)
+    with torch.device("meta"):
+        model = Decoder(config)
+    _assign(model, directory, dtype, device)
+    return model.eval()
+
+
+def build_model(preset_or_dir: Path | str, vocab_size: int | None = None, seed: int = 0) -> Decoder:
+    """A model to start training from: a preset with fresh weights, or a directory's weights.
+
+    Args:
+        preset_or_dir: ``nano`` … ``7b``, or a model, run or adapter directory.
+        vocab_size: padded vocabulary (multiple of 64) of the tokenizer that goes with it.
+        seed: of the fresh weights.
+
+    Raises:
+        HeptaError: unknown preset and no such directory, or the directory's vocabulary is another.
+    """
+    if str(preset_or_dir) in PRESETS:
+        model = Decoder(preset(str(preset_or_dir), vocab_size))
+        model.init_weights(seed)
+        return model
+    model = load_model(preset_or_dir)
+    if vocab_size is not None and model.config.vocab_size < vocab_size:
+        raise HeptaError(
+            f"{preset_or_dir}: its vocabulary has {model.config.vocab_size} rows, the tokenizer needs {vocab_size}; "
+            "use the tokenizer that belongs to the model"
+        )
+    return model
+
+
+@contextmanager
+def _replacing(file: Path) -> Iterator[Path]:
+    """A temporary name for ``file``, fsynced and renamed when the block succeeds."""
+    temporary = file.with_name(f".{file.name}.tmp-{os.getpid()}")
+    with disk_errors(file):
+        try:
+            yield temporary
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_safetensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write one safetensors file whole or not at all.
+
+    Raises:
+        MachineError: the disk is full or read-only.
+    """
+    with _replacing(file) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:  # it reports a full disk as its own kind of error
+            if "os error 28" in str(error).lower() or "no space" in str(error).lower():
+                raise OSError(28, "No space left on device", str(file)) from None
+            raise
+
+
+def save_weights(tensors: dict[str, Tensor], directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write tensors as ``model.safetensors``, or in shards of at most ``shard_bytes`` with an index."""
+    shards: list[dict[str, Tensor]] = [{}]
+    room = shard_bytes
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        if size > room and shards[-1]:
+            shards.append({})
+            room = shard_bytes
+        shards[-1][name] = tensor
+        room -= size
+    names = [WEIGHTS]
+    if len(shards) > 1:
+        names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for name, shard in zip(names, shards, strict=True):
+        write_safetensors(shard, directory / name)
+    if len(shards) > 1:
+        total = sum(t.numel() * t.element_size() for t in tensors.values())
+        where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+    for stale in [*directory.glob("model-*-of-*.safetensors"), directory / WEIGHTS, directory / INDEX]:
+        if stale.name not in names and not (stale.name == INDEX and len(shards) > 1):
+            stale.unlink(missing_ok=True)
+
+
+def save_model(
+    model: Decoder,
+    directory: Path | str,
+    tokenizer: Path | str | None = None,
+    dtype: torch.dtype | None = None,
+    provenance: dict[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a model directory that hepta and transformers both open.
+
+    Args:
+        model: its plain weights are written (merge adapters first, or use ``save_adapter``).
+        directory: made if needed.
+        tokenizer: directory whose tokenizer files are copied beside the weights; its special ids become
+            the model's bos, eos and pad.
+        dtype: of the tensors on disk; None keeps the weights' own.
+        provenance: what made this model (data, steps, versions …), kept in ``hepta.json``.
+        shard_bytes: largest safetensors file.
+
+    Raises:
+        HeptaError: the tokenizer has more ids than the model has rows.
+        MachineError: the disk is full.
+    """
+    target = Path(directory)
+    with disk_errors(target):
+        target.mkdir(parents=True, exist_ok=True)
+    config = model.config
+    contract: dict[str, Any] = {}
+    if tokenizer is not None:
+        contract = template_contract(Path(tokenizer))
+        if contract["size"] > config.vocab_size:
+            raise HeptaError(
+                f"{tokenizer}: has {contract['size']} ids, the model only {config.vocab_size} rows; "
+                "use the tokenizer that belongs to the model"
+            )
+        config = config.replace(
+            bos_token_id=contract["bos_id"], eos_token_id=contract["eos_id"], pad_token_id=contract["pad_id"]
+        )
+        copy_tokenizer(Path(tokenizer), target)
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        tensors[name] = parameter.detach().to("cpu", dtype or parameter.dtype).contiguous()
+    saved = dtype or model.output_weight.dtype
+    save_weights(tensors, target, shard_bytes)
+    write_json(target / "config.json", to_hf(config, str(saved).removeprefix("torch.")))
+    stop = contract.get("stop_ids") or config.eos_token_id
+    generation = {"bos_token_id": config.bos_token_id, "eos_token_id": stop, "pad_token_id": config.pad_token_id}
+    write_json(target / "generation_config.json", {"do_sample": False, **generation})
+    write_json(
+        target / "hepta.json",
+        {"format": 1, "parameters": config.num_parameters, "provenance": provenance or {}, "template": contract},
+    )
+    fsync_directory(target)
+
+
+def read_hepta_json(directory: Path) -> dict[str, Any]:
+    """``hepta.json`` of a model directory, empty where there is none (a foreign model)."""
+    file = directory / "hepta.json"
+    return read_json(file) if file.is_file() else {}
+
+
+__all__ = [
+    "DTYPES", "SHARD_BYTES", "build_model", "load_model", "read_config", "read_hepta_json", "read_tensors",
+    "resolve_model", "save_model", "save_weights", "write_safetensors",
+]  # fmt: skip
