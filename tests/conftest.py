@@ -1,0 +1,90 @@
+"""Fixtures every room shares: real public data (fetched once into the cache) and the command line in-process."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hepta.catalog.fetch import dataset_path
+from hepta.cli.app import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit code, stdout and stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """``cli("corpus", "build", ...)`` runs hepta in this process and returns its ``Outcome``."""
+
+    def run(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        try:
+            main([str(argument) for argument in arguments])
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def wiki_en() -> Path:
+    """JSON Lines of 10,033 English Wikipedia leads: id, text, title, description, topic."""
+    return dataset_path("wiki-en")
+
+
+@pytest.fixture(scope="session")
+def sanguo_zh() -> Path:
+    """JSON Lines of the 120 chapters of 三国演义: id, title, text."""
+    return dataset_path("sanguo-zh")
+
+
+@pytest.fixture(scope="session")
+def c4_sample() -> Path:
+    """JSON Lines of 300 English web pages: text."""
+    return dataset_path("c4-sample")
+
+
+@pytest.fixture(scope="session")
+def alpaca_en() -> Path:
+    """JSON Lines of 999 English instructions: instruction, input, output."""
+    return dataset_path("alpaca-en")
+
+
+@pytest.fixture(scope="session")
+def alpaca_zh() -> Path:
+    """JSON Lines of 1,000 Chinese instructions: instruction, input, output."""
+    return dataset_path("alpaca-zh")
+
+
+@pytest.fixture(scope="session")
+def chat_en() -> Path:
+    """JSON Lines of English exchanges: messages, topic."""
+    return dataset_path("chat-en")
+
+
+@pytest.fixture(scope="session")
+def chat_zh() -> Path:
+    """JSON Lines of Chinese exchanges: messages, topic."""
+    return dataset_path("chat-zh")
+
+
+@pytest.fixture(scope="session")
+def pairs_zh_en() -> Path:
+    """JSON Lines of 4,354 sentence pairs: id, zh, zh_hant, en, level, topic."""
+    return dataset_path("pairs-zh-en")
+
+
+@pytest.fixture(scope="session")
+def tweets_ner_en() -> Path:
+    """JSON Lines of 2,394 tweets: tokens, tags."""
+    return dataset_path("tweets-ner-en")
