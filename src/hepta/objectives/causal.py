@@ -1,0 +1,176 @@
+"""Causal language modelling: predict token t+1 from tokens ≤ t."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hepta.config import HeptaError
+
+IGNORE = -100  # label of a position that is not supervised
+CHUNK = 1024  # rows of logits alive at a time
+
+
+class LabelError(HeptaError):
+    """A label lies outside the vocabulary: tokens and model do not belong together."""
+
+
+class LossSum(NamedTuple):
+    """A loss not yet divided: so that micro-batches and ranks can be added before one division."""
+
+    total: Tensor  # sum over supervised positions in nats, float32 scalar
+    weight: int  # number of supervised positions
+
+
+class TokenScores(NamedTuple):
+    """What evaluation needs of every position; 0 and False where a position is not supervised."""
+
+    losses: Tensor  # (B, T) nats, float32
+    correct: Tensor  # (B, T) bool: the label was the most probable token
+
+
+def softmax_gradient(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+    """Loss and its gradient for one chunk of logits, in one visit to memory once compiled.
+
+    Args:
+        logits: (N, V), any float dtype; read as float32.
+        targets: (N,) ids in [0, V), or ``IGNORE``: loss and gradient of that row are 0.
+        z_loss: weight of the squared log-partition, which keeps logits from drifting.
+
+    Returns:
+        the summed loss (float32 scalar) and d loss / d logits (N, V) in the dtype of ``logits``.
+    """
+    values = logits.float()
+    partition = torch.logsumexp(values, -1)  # (N,)
+    supervised = targets != IGNORE
+    columns = torch.where(supervised, targets, 0)
+    picked = values.gather(1, columns[:, None])[:, 0]
+    loss = partition - picked + z_loss * partition * partition
+    pull = torch.where(supervised, 1.0, 0.0)
+    push = torch.where(supervised, 1.0 + 2.0 * z_loss * partition, 0.0)
+    softmax = torch.exp(values - partition[:, None])
+    onehot = torch.arange(values.shape[1], device=values.device)[None, :] == columns[:, None]
+    gradient = softmax * push[:, None] - torch.where(onehot, pull[:, None], 0.0)
+    return torch.where(supervised, loss, 0.0).sum(), gradient.to(logits.dtype)
+
+
+Kernel = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Head, softmax and their gradients chunk by chunk, all in forward; backward only scales."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, head: Tensor, targets: Tensor, chunk: int, z_loss: float, kernel: Kernel) -> Tensor:
+        wants_rows, wants_head = ctx.needs_input_grad[:2]
+        weight = head.to(rows.dtype)  # (V, D), cast once
+        total = torch.zeros((), dtype=torch.float32, device=rows.device)
+        grad_rows = torch.empty_like(rows) if wants_rows else None
+        grad_head = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
+        for start in range(0, rows.shape[0], chunk):
+            x = rows[start : start + chunk]
+            loss, gradient = kernel(x @ weight.T, targets[start : start + chunk], z_loss)
+            total += loss
+            if grad_rows is not None:
+                torch.mm(gradient, weight, out=grad_rows[start : start + chunk])
+            if grad_head is not None:
+                grad_head += gradient.T @ x  # summed in float32: bfloat16 sums would lose small chunks
+        ctx.save_for_backward(grad_rows, grad_head)
+        ctx.head_dtype = head.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        grad_rows, grad_head = ctx.saved_tensors
+        scale = grad_outputs[0]
+        rows = grad_rows * scale.to(grad_rows.dtype) if grad_rows is not None else None
+        head = (grad_head * scale).to(ctx.head_dtype) if grad_head is not None else None
+        return rows, head, None, None, None, None
+
+
+def _check(labels: Tensor, vocabulary: int) -> None:
+    low, high = (int(v) for v in torch.aminmax(labels)) if labels.numel() else (0, 0)
+    if high >= vocabulary or (low < 0 and low != IGNORE):
+        wrong = high if high >= vocabulary else low
+        raise LabelError(f"token id {wrong} is outside the model's vocabulary of {vocabulary}; the tokens were made with another tokenizer")
+
+
+def causal_loss(
+    hidden: Tensor, head: Tensor, labels: Tensor, chunk: int = CHUNK, z_loss: float = 0.0, kernel: Kernel = softmax_gradient
+) -> LossSum:
+    """Summed cross-entropy of the next token, head and softmax taken in chunks.
+
+    The (B·T, V) logits never exist at once: each chunk's logits, loss and gradient are computed and
+    dropped before the next, which saves 4·B·T·V bytes and, on a CPU, a trip to main memory. Rows that
+    are not supervised never meet the head.
+
+    Args:
+        hidden: last hidden states (B, T, D), any float dtype.
+        head: unembedding matrix (V, D); used in the dtype of ``hidden``.
+        labels: target ids (B, T) already shifted; ``IGNORE`` where not supervised.
+        chunk: rows of logits alive at a time.
+        z_loss: weight of the squared log-partition.
+        kernel: ``softmax_gradient`` or a compiled form of it.
+
+    Returns:
+        The loss summed over supervised positions in nats (float32 scalar), and their count.
+
+    Raises:
+        LabelError: a label lies outside [0, V).
+    """
+    _check(labels, head.shape[0])
+    rows, targets = hidden.flatten(0, -2), labels.flatten()
+    supervised = targets != IGNORE
+    weight = int(supervised.sum())
+    if weight < targets.numel() * 0.9:  # a gather pays only when it saves a good part of the head
+        places = supervised.nonzero()[:, 0]
+        rows, targets = rows[places], targets[places]
+    if not torch.is_grad_enabled():
+        rows, head = rows.detach(), head.detach()
+    total: Any = _ChunkedLoss.apply(rows, head, targets, chunk, z_loss, kernel)
+    return LossSum(total, weight)
+
+
+@torch.no_grad()
+def token_losses(hidden: Tensor, head: Tensor, labels: Tensor, chunk: int = CHUNK) -> TokenScores:
+    """Loss of every position and whether the label came first; for evaluation, without gradients.
+
+    Args: as ``causal_loss``. Raises: LabelError.
+    """
+    _check(labels, head.shape[0])
+    rows, targets = hidden.flatten(0, -2), labels.flatten()
+    losses = torch.zeros(targets.shape, dtype=torch.float32, device=rows.device)
+    correct = torch.zeros(targets.shape, dtype=torch.bool, device=rows.device)
+    places = (targets != IGNORE).nonzero()[:, 0]
+    weight = head.to(rows.dtype)
+    for some in places.split(chunk):
+        logits = (rows[some] @ weight.T).float()
+        wanted = targets[some]
+        losses[some] = torch.logsumexp(logits, -1) - logits.gather(1, wanted[:, None])[:, 0]
+        correct[some] = logits.argmax(-1) == wanted
+    return TokenScores(losses.view(labels.shape), correct.view(labels.shape))
+
+
+@dataclass(frozen=True)
+class Causal:
+    """The objective of pretraining and instruction tuning: a batch's ``labels`` say what is supervised."""
+
+    z_loss: float = 0.0
+    kernel: Kernel = softmax_gradient
+
+    def weight(self, batch: Mapping[str, Tensor]) -> int:
+        """Supervised positions of a batch, known before any forward pass."""
+        return int((batch["labels"] != IGNORE).sum())
+
+    def __call__(self, model: Callable[..., Any], batch: Mapping[str, Tensor]) -> LossSum:
+        """Run ``model`` on everything but the labels and take the loss inside its head."""
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        labels = batch["labels"]
+        return model(**inputs, head=lambda hidden, head: causal_loss(hidden, head, labels, z_loss=self.z_loss, kernel=self.kernel))
+
+    def scores(self, model: Callable[..., Any], batch: Mapping[str, Tensor]) -> TokenScores:
+        """Loss and correctness of every position of a batch, for evaluation."""
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        return model(**inputs, head=lambda hidden, head: token_losses(hidden, head, batch["labels"]))
