@@ -1,26 +1,11 @@
 """FLOPs of a decoder against closed forms and the textbook's numbers."""
 
-from dataclasses import dataclass
-
 import pytest
 
+from hepta.model.config import ModelConfig
 from hepta.planning.cost import flops_per_token, mean_keys, rule_of_thumb_flops, token_flops, training_flops
 
-
-@dataclass
-class Shape:
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    sliding_window: int | None = None
-    layer_types: list[str] | None = None
-
-
-LLAMA = Shape(32000, 4096, 11008, 32, 32, 32, 128)
+LLAMA = ModelConfig(32000, 4096, 11008, 32, 32, 32, 128, tied=False)
 
 
 def test_flops_without_attention_are_twice_the_weights_that_multiply():
@@ -42,10 +27,10 @@ def test_attention_is_the_causal_half_of_both_products_per_layer():
 
 
 def test_a_sliding_window_on_some_layers_costs_less_only_there():
-    mixed = Shape(100, 64, 128, 2, 4, 2, 16, 8, ["full_attention", "sliding_attention"])
-    full = Shape(100, 64, 128, 2, 4, 2, 16)
-    all_sliding = Shape(100, 64, 128, 2, 4, 2, 16, 8)
-    a, b, c = (token_flops(s, 64).attention for s in (full, mixed, all_sliding))
+    full = ModelConfig(100, 64, 128, 2, 4, 2, 16)
+    all_sliding = full.replace(sliding_window=8)
+    mixed = all_sliding.replace(window_layers=(False, True))
+    a, b, c = (token_flops(config, 64).attention for config in (full, mixed, all_sliding))
     assert b == pytest.approx((a + c) / 2)
     assert c < b < a
 

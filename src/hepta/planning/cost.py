@@ -7,21 +7,10 @@ halving counts *useful* work; a kernel that computes the whole square and masks 
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+
+from hepta.model.config import ModelConfig
 
 TRAINING_FACTOR = 3  # one forward, and a backward that makes two products for each of the forward's
-
-
-class Shape(Protocol):
-    """The widths of a decoder that decide its cost; ``hepta.model.config.ModelConfig`` has them."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
 
 
 @dataclass(frozen=True)
@@ -52,16 +41,12 @@ def mean_keys(sequence_length: int, window: int | None = None) -> float:
     return (window * (window + 1) / 2 + (T - window) * window) / T
 
 
-def layer_windows(config: Shape) -> list[int | None]:
+def layer_windows(config: ModelConfig) -> list[int | None]:
     """Each layer's sliding window, None where attention is full."""
-    window = getattr(config, "sliding_window", None)
-    pattern = getattr(config, "layer_types", None)
-    if window is None or not pattern:
-        return [window] * config.num_layers
-    return [window if kind == "sliding_attention" else None for kind in pattern]
+    return [config.window(layer) for layer in range(config.num_layers)]
 
 
-def token_flops(config: Shape, sequence_length: int) -> TokenFlops:
+def token_flops(config: ModelConfig, sequence_length: int) -> TokenFlops:
     """FLOPs of one token's forward pass inside sequences of ``sequence_length``, by part.
 
     Args:
@@ -79,7 +64,7 @@ def token_flops(config: Shape, sequence_length: int) -> TokenFlops:
     )
 
 
-def flops_per_token(config: Shape, sequence_length: int) -> float:
+def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     """FLOPs of the matrix products of one token's forward pass, attention (causal half) and head included.
 
     Training costs ``TRAINING_FACTOR`` times as much. Without attention this is twice the parameters that
@@ -92,7 +77,7 @@ def flops_per_token(config: Shape, sequence_length: int) -> float:
     return token_flops(config, sequence_length).total
 
 
-def training_flops(config: Shape, tokens: float, sequence_length: int) -> float:
+def training_flops(config: ModelConfig, tokens: float, sequence_length: int) -> float:
     """FLOPs of training on ``tokens`` tokens: forward and backward, nothing recomputed."""
     return TRAINING_FACTOR * tokens * flops_per_token(config, sequence_length)
 

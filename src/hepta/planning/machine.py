@@ -22,8 +22,9 @@ from hepta.stage import write_json
 
 PEAK_SECONDS = 0.8  # per measurement; doctor machine makes four
 DTYPES = ("fp32", "bf16", "fp16", "int8")
-FEATURES = tuple(  # x86, then ARM
-    "avx2 avx512f avx512_bf16 avx512_vnni avx512_fp16 amx_tile amx_bf16 amx_int8 asimd bf16 i8mm sve".split()
+FEATURES = (  # x86, then ARM
+    "avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8",
+    "asimd", "bf16", "i8mm", "sve",
 )
 
 
@@ -186,6 +187,14 @@ def measured_peak(dtype: str, threads: int | None = None, device: str = "cpu", r
     with contextlib.suppress(OSError, MachineError):  # an unwritable cache costs a measurement next time
         write_json(path, {**_read_cache(path), key: round(peak, 1)})
     return round(peak, 1)
+
+
+def cached_peak(dtype: str) -> float | None:
+    """The best peak already measured on this processor at any thread count, without importing torch; None if never."""
+    prefix, suffix = f"{processor_name()}, {os.cpu_count()} cores, ", f", {dtype}"
+    cache = _read_cache(cache_directory() / "machine.json")
+    rates = [rate for key, rate in cache.items() if key.startswith(prefix) and key.endswith(suffix)]
+    return max(rates, default=None)
 
 
 def measure_memory(threads: int | None = None) -> float:

@@ -1,0 +1,152 @@
+"""Bytes of training and inference by class, from closed forms.
+
+What stands behind the numbers, so that they can be checked:
+
+- *full*: fp32 weights, fp32 gradients, two fp32 AdamW moments: 16 bytes per parameter. (bf16 weights and
+  gradients with fp32 masters and moments are 16 bytes too.) Beside them, bf16 copies of the weights that
+  the backward pass needs: of all layers, or of one layer where layers are recomputed.
+- *lora*: the base in bf16 and frozen; adapters of a rank on every linear layer at 16 bytes per parameter.
+- *qlora*: as lora, the layers' matrices at 4.127 bits (NF4, blocks of 64, double quantisation), the rest bf16.
+- *inference*: bf16 all; int8: the layers' matrices at 8 bits and one bf16 scale per row; 4-bit: at 4.125 bits
+  (groups of 128 with an fp16 scale). Embedding, head and norms stay bf16.
+- *activations*: what autograd keeps of an uncompiled model (compiled, less), attention fused: no T × T matrix.
+  Recomputed: each layer's input, and one layer in full.
+- *logits*: the head and loss taken in chunks of 1,024 rows: fp32 logits and their gradient.
+"""
+
+from dataclasses import dataclass, fields
+
+from hepta.model.config import ModelConfig
+from hepta.planning.cost import layer_windows
+
+TRAINING = ("full", "lora", "qlora")
+INFERENCE = ("bf16", "int8", "4-bit")
+METHODS = TRAINING + INFERENCE
+LOGIT_ROWS = 1024
+MATRIX_BITS = {"full": 32.0, "lora": 16.0, "qlora": 4.127, "bf16": 16.0, "int8": 8.0, "4-bit": 4.125}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by class; ``copies`` are bf16 copies or dequantised layers alive during a step."""
+
+    weights: float
+    gradients: float = 0.0
+    optimizer: float = 0.0
+    copies: float = 0.0
+    activations: float = 0.0
+    logits: float = 0.0
+    kv_cache: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Bytes in all."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What memory depends on beside the model."""
+
+    sequence_length: int
+    micro_batch: int = 1
+    rank: int = 16
+    recompute: bool = False
+    shards: int = 1  # devices over which weights, gradients and moments are split evenly
+    half: bool = True  # the device computes in 16 bits
+
+
+def linear_shapes(config: ModelConfig) -> list[tuple[int, int]]:
+    """(inputs, outputs) of one layer's linear maps: q, k, v, o, gate, up, down."""
+    D, F = config.hidden_size, config.intermediate_size
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return [(D, queries), (D, keys), (D, keys), (queries, D), (D, F), (D, F), (F, D)]
+
+
+def adapter_parameters(config: ModelConfig, rank: int) -> int:
+    """Parameters of LoRA adapters of ``rank`` on every linear map of every layer."""
+    return config.num_layers * sum(rank * (inputs + outputs) for inputs, outputs in linear_shapes(config))
+
+
+def layer_matrix_parameters(config: ModelConfig) -> int:
+    """Parameters of one layer's matrices."""
+    return sum(inputs * outputs for inputs, outputs in linear_shapes(config))
+
+
+def weight_bytes(config: ModelConfig, method: str) -> float:
+    """Bytes of the weights as ``method`` stores them (adapters not counted)."""
+    if method in ("full", "lora", "bf16"):
+        return config.num_parameters * MATRIX_BITS[method] / 8
+    matrices = config.num_layers * layer_matrix_parameters(config)
+    scales = 2 * config.num_layers * sum(outputs for _, outputs in linear_shapes(config)) if method == "int8" else 0
+    return matrices * MATRIX_BITS[method] / 8 + 2 * (config.num_parameters - matrices) + scales
+
+
+def kv_cache_bytes(config: ModelConfig, sequence_length: int, sequences: int = 1) -> float:
+    """Bytes of keys and values in bf16 for ``sequences`` of a length; a sliding layer keeps its window only."""
+    kept = sum(min(sequence_length, window or sequence_length) for window in layer_windows(config))
+    return 2.0 * 2 * config.num_kv_heads * config.head_dim * kept * sequences
+
+
+def layer_activation_bytes(config: ModelConfig, tokens: int, half: bool = True) -> float:
+    """Bytes autograd keeps of one layer.
+
+    Two norms, each its input and its scaled input in fp32 and its result; q, k, v and attention's output with
+    an fp32 log-sum per head; the MLP's gate, silu of it, up, and their product.
+    """
+    D, F, size = config.hidden_size, config.intermediate_size, 2 if half else 4
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    norms = 2 * (2 * 4 + size) * D
+    attention = size * (2 * queries + 2 * keys) + 4 * config.num_heads
+    return float(tokens * (norms + attention + size * 4 * F))
+
+
+def activation_bytes(config: ModelConfig, setting: Setting) -> float:
+    """Bytes of activations of one micro-batch, with or without recomputation of layers."""
+    tokens = setting.micro_batch * setting.sequence_length
+    layer = layer_activation_bytes(config, tokens, setting.half)
+    width = tokens * config.hidden_size * (2 if setting.half else 4)
+    if setting.recompute:
+        return (config.num_layers + 2) * width + layer  # each layer's input, the head's input and gradient
+    return config.num_layers * layer + 2 * width
+
+
+def logits_bytes(config: ModelConfig, setting: Setting) -> float:
+    """Bytes of one chunk of fp32 logits and its gradient."""
+    rows = min(LOGIT_ROWS, setting.micro_batch * setting.sequence_length)
+    return 8.0 * rows * config.vocab_size
+
+
+def memory(config: ModelConfig, method: str, setting: Setting) -> Memory:
+    """Bytes by class on each device.
+
+    Args:
+        config: widths of the decoder.
+        method: one of ``METHODS``.
+        setting: sequence length, micro-batch, rank, recomputation, devices.
+    """
+    parameters, shards, tokens = config.num_parameters, setting.shards, setting.micro_batch * setting.sequence_length
+    weights = weight_bytes(config, method)
+    layer = 2.0 * layer_matrix_parameters(config)  # one layer's matrices in 16 bits
+    if method in INFERENCE:
+        width = 2 * config.hidden_size + 3 * config.intermediate_size
+        return Memory(
+            weights=weights / shards,
+            copies=0.0 if method == "bf16" and setting.half else layer,  # one layer dequantised at a time
+            activations=(2.0 if setting.half else 4.0) * tokens * width,  # one layer at a time
+            logits=4.0 * setting.micro_batch * config.vocab_size,  # of the last position
+            kv_cache=kv_cache_bytes(config, setting.sequence_length, setting.micro_batch) / shards,
+        )
+    activations, logits = activation_bytes(config, setting), logits_bytes(config, setting)
+    if method == "full":
+        kept = layer if setting.recompute or shards > 1 else 2.0 * parameters
+        return Memory(
+            weights=weights / shards, gradients=4.0 * parameters / shards, optimizer=8.0 * parameters / shards,
+            copies=kept if setting.half else 0.0, activations=activations, logits=logits,
+        )
+    adapters = adapter_parameters(config, setting.rank)
+    return Memory(
+        weights=(weights + 4.0 * adapters) / shards, gradients=4.0 * adapters / shards,
+        optimizer=8.0 * adapters / shards, copies=layer if method == "qlora" or shards > 1 else 0.0,
+        activations=activations, logits=logits,
+    )
