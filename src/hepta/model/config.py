@@ -63,7 +63,8 @@ class ModelConfig:
             if not isinstance(value, int) or value < 1:
                 raise HeptaError(f"model config: {name} must be a positive whole number, found {value!r}")
         if self.num_heads % self.num_kv_heads:
-            raise HeptaError(f"model config: num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}")
+            heads, kv = self.num_heads, self.num_kv_heads
+            raise HeptaError(f"model config: num_heads {heads} is no multiple of num_kv_heads {kv}")
         if self.head_dim % 2:
             raise HeptaError(f"model config: head_dim {self.head_dim} is odd; RoPE turns pairs")
         if self.window_layers is not None and len(self.window_layers) != self.num_layers:

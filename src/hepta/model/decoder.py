@@ -15,6 +15,7 @@ import xxhash
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hepta.model.attention import as_bias, attend, visible
 from hepta.model.config import ModelConfig
 
 Head = Callable[[Tensor, Tensor], Tensor]
@@ -31,8 +32,9 @@ class Cache(Protocol):
 class Linear(nn.Linear):
     """``x Wᵀ + b`` in x's dtype: float32 masters are cast here, and their gradients come back in float32."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+    def forward(self, input: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.linear(input, self.weight.to(input.dtype), bias)
 
 
 class RMSNorm(nn.Module):
@@ -65,18 +67,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def visible(query: Tensor, key: Tensor, window: int | None) -> Tensor:
-    """Who sees whom: causal, at most ``window`` back. query (…, T), key (…, S) indices → bool (…, T, S)."""
-    distance = query[..., :, None] - key[..., None, :]
-    return (distance >= 0) & (distance < window) if window else distance >= 0
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention (B, H, T, K); ``mask`` bool (B, 1, T, S) says who is seen, None is plain causal."""
-    shared = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=shared)
-
-
 class Attention(nn.Module):
     """Grouped-query attention with RoPE; QK-norm, biases and a sliding window where the config says."""
 
@@ -93,7 +83,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, positions: Tensor, cache: Cache | None
+        self, x: Tensor, rope: tuple[Tensor, Tensor], bias: Tensor | None, positions: Tensor, cache: Cache | None
     ) -> Tensor:
         split = (*x.shape[:2], -1, self.head_dim)
         q, k, v = self.q_proj(x).view(split), self.k_proj(x).view(split), self.v_proj(x).view(split)
@@ -103,7 +93,7 @@ class Attention(nn.Module):
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             k, v = cache.extend(self.layer, positions, k, v)
-        y = attend(q, k, v, mask)
+        y = attend(q, k, v, bias)
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
 
@@ -131,9 +121,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, positions: Tensor, cache: Cache | None = None
+        self, x: Tensor, rope: tuple[Tensor, Tensor], bias: Tensor | None, positions: Tensor, cache: Cache | None = None
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, mask, positions, cache)
+        x = x + self.self_attn(self.input_layernorm(x), rope, bias, positions, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -160,33 +150,36 @@ class Trunk(nn.Module):
         x = self.embed_tokens(input_ids)
         x = x if dtype is None else x.to(dtype)
         rope = rope_tables(self.config, positions, x.dtype)
-        masks = {
-            window: make_mask(input_ids.shape[1], segment_ids, positions, cache, window)
-            for window in {self.config.window(layer) for layer in range(self.config.num_layers)}
-        }
-        for layer, block in enumerate(self.layers):
-            x = block(x, rope, masks[self.config.window(layer)], positions, cache)
+        length, windows = input_ids.shape[1], [self.config.window(i) for i in range(self.config.num_layers)]
+        biases = {w: make_bias(length, segment_ids, positions, cache, w, x.dtype) for w in set(windows)}
+        for block, window in zip(self.layers, windows, strict=True):
+            x = block(x, rope, biases[window], positions, cache)
         return self.norm(x)
 
 
-def make_mask(
-    length: int, segment_ids: Tensor | None, positions: Tensor, cache: Cache | None, window: int | None
+def make_bias(
+    length: int,
+    segment_ids: Tensor | None,
+    positions: Tensor,
+    cache: Cache | None,
+    window: int | None,
+    dtype: torch.dtype,
 ) -> Tensor | None:
-    """The attention mask (B or 1, 1, T, S), True where seen; None means plain causal.
+    """What is added to attention scores (B or 1, 1, T, S), −∞ where not seen; None is plain causal.
 
     With a cache a key's slot is its position, so slots not yet written, or written by padding, lie in
     the future of every query and need no mask of their own. Without one, order in the row is time.
     """
     if cache is not None:
         slots = torch.arange(int(positions.max()) + 1, device=positions.device)
-        return visible(positions, slots, window)[:, None]
+        return as_bias(visible(positions, slots, window)[:, None], dtype)
     if segment_ids is None and (window is None or window >= length):
         return None
     index = torch.arange(length, device=positions.device)
     mask = visible(index, index, window)[None]
     if segment_ids is not None:
         mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
-    return mask[:, None]
+    return as_bias(mask[:, None], dtype)
 
 
 class Decoder(nn.Module):
@@ -204,7 +197,7 @@ class Decoder(nn.Module):
         self.lm_head = None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @property
-    def output_weight(self) -> nn.Parameter:
+    def output_weight(self) -> Tensor:
         """The unembedding matrix (V, D): the head's own, or the embedding when tied."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
