@@ -1,12 +1,243 @@
-"""LoRA adapters."""
+"""LoRA: small trained matrices beside frozen ones, and PEFT adapter directories in and out.
 
+``y = x Wᵀ + s · (x Aᵀ) Bᵀ`` with A (rank, in), B (out, rank) and s = α / rank, or α / √rank (rsLoRA).
+B starts at zero, so step 0 is exactly the base (trap S11).
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from hepta.model.decoder import Decoder
+from hepta.config import HeptaError, nearest
+from hepta.model.contract import copy_tokenizer, template_contract
+from hepta.model.decoder import Decoder, Linear
+from hepta.model.load import ADAPTER, load_model, read_hepta_json, weight_files, write_safetensors
+from hepta.stage import disk_errors, read_json, sha256_file, write_json
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PREFIX = "base_model.model."  # PEFT's name for the wrapped model
 
 
-def load_adapter(directory: Path, dtype: torch.dtype, device: torch.device | str) -> Decoder:
-    """x"""
-    raise NotImplementedError
+class LoRALinear(Linear):
+    """A Linear whose ``weight`` keeps its name, with ``lora_A`` and ``lora_B`` beside it in float32."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float, root: bool) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias
+        self.rank, self.alpha, self.dropout, self.root = rank, alpha, dropout, root
+        device = base.weight.device
+        self.lora_A = nn.Parameter(torch.zeros(rank, base.in_features, dtype=torch.float32, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, dtype=torch.float32, device=device))
+
+    @property
+    def scaling(self) -> float:
+        """α / rank, or α / √rank."""
+        return self.alpha / (math.sqrt(self.rank) if self.root else self.rank)
+
+    def forward(self, input: Tensor) -> Tensor:
+        low = F.linear(F.dropout(input, self.dropout, self.training), self.lora_A.to(input.dtype))
+        return super().forward(input) + F.linear(low, self.lora_B.to(input.dtype)) * self.scaling
+
+    @torch.no_grad()
+    def merged(self) -> Linear:
+        """A plain Linear with the product added to the weight, summed in float32."""
+        plain = Linear(1, 1, bias=False, device="meta")
+        plain.in_features, plain.out_features, plain.bias = self.in_features, self.out_features, self.bias
+        total = self.weight.float() + (self.lora_B @ self.lora_A) * self.scaling
+        plain.weight = nn.Parameter(total.to(self.weight.dtype))
+        return plain
+
+
+def lora_layers(model: Decoder) -> dict[str, LoRALinear]:
+    """The adapted layers by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+
+
+def _replace(model: Decoder, name: str, layer: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, layer)
+
+
+def attach_lora(
+    model: Decoder,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str] = TARGETS,
+    dropout: float = 0.0,
+    seed: int = 0,
+    root_scaling: bool = False,
+) -> list[str]:
+    """Put adapters on the named projections of every layer and freeze everything else.
+
+    Args:
+        model: changed in place.
+        rank: width of the adapters.
+        alpha: strength; the product is scaled by alpha / rank.
+        targets: leaf names, for example ``["q_proj", "v_proj"]``.
+        dropout: on the adapters' input while training.
+        seed: A is drawn from a stream keyed by (seed, name).
+        root_scaling: scale by alpha / √rank instead (rsLoRA).
+
+    Returns:
+        names of the adapted layers.
+
+    Raises:
+        HeptaError: rank below 1, an unknown target, or adapters are there already.
+    """
+    if rank < 1:
+        raise HeptaError(f"lora rank {rank}: must be at least 1")
+    if lora_layers(model):
+        raise HeptaError("the model has adapters already; merge them first (merge_adapters)")
+    for target in targets:
+        if target not in TARGETS:
+            raise HeptaError(f"lora target {target!r} is unknown; {nearest(target, TARGETS)}")
+    model.requires_grad_(False)
+    names = [name for name, module in model.named_modules() if name.rpartition(".")[2] in targets]
+    for name in names:
+        base = model.get_submodule(name)
+        assert isinstance(base, nn.Linear)
+        layer = LoRALinear(base, rank, alpha, dropout, root_scaling)
+        generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(f"{seed}/{name}".encode()) >> 1)
+        bound = 1 / math.sqrt(base.in_features)  # what kaiming_uniform_(a=√5) amounts to, as in PEFT
+        with torch.no_grad():
+            layer.lora_A.copy_((torch.rand(layer.lora_A.shape, generator=generator) * 2 - 1) * bound)
+        _replace(model, name, layer)
+    return names
+
+
+def adapter_parameters(model: Decoder) -> dict[str, nn.Parameter]:
+    """The trainable adapter matrices by name."""
+    found = {}
+    for name, layer in lora_layers(model).items():
+        found[f"{name}.lora_A"], found[f"{name}.lora_B"] = layer.lora_A, layer.lora_B
+    return found
+
+
+def merge_adapters(model: Decoder) -> Decoder:
+    """Fold every adapter into its weight, in place, and unfreeze the model."""
+    for name, layer in lora_layers(model).items():
+        _replace(model, name, layer.merged())
+    return model.requires_grad_(True)
+
+
+def weights_sha256(directory: Path) -> str:
+    """One sha256 for all weight files of a model directory: of the files' own, in order of name."""
+    files = sorted(weight_files(directory))
+    return hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
+
+
+def save_adapter(
+    model: Decoder, directory: Path | str, base_dir: Path | str, provenance: dict[str, Any] | None = None
+) -> None:
+    """Write a PEFT adapter directory, with the base's tokenizer beside it.
+
+    Args:
+        model: with adapters attached.
+        directory: made if needed.
+        base_dir: model directory the adapters were trained on; named in ``adapter_config.json``, and with
+            its sha256 in ``hepta.json``.
+        provenance: kept in ``hepta.json``.
+
+    Raises:
+        HeptaError: the model has no adapters.
+        MachineError: the disk is full.
+    """
+    layers, target, base = lora_layers(model), Path(directory), Path(base_dir)
+    if not layers:
+        raise HeptaError("the model has no adapters to save; attach_lora comes first")
+    with disk_errors(target):
+        target.mkdir(parents=True, exist_ok=True)
+    first = next(iter(layers.values()))
+    tensors = {
+        f"{PREFIX}{name}.weight": parameter.detach().cpu().contiguous()
+        for name, parameter in adapter_parameters(model).items()
+    }
+    write_safetensors(tensors, target / ADAPTER_WEIGHTS)
+    copy_tokenizer(base, target)
+    template = template_contract(base) if (base / "tokenizer.json").is_file() else {}
+    where = {"path": os.path.relpath(base.resolve(), target.resolve()), "weights_sha256": weights_sha256(base)}
+    hepta = {"format": 1, "base": where, "provenance": provenance or {}, "template": template}
+    write_json(target / "hepta.json", hepta)
+    write_json(
+        target / ADAPTER,
+        {
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base.resolve()),
+            "r": first.rank, "lora_alpha": first.alpha, "lora_dropout": first.dropout, "use_rslora": first.root,
+            "target_modules": sorted({name.rpartition(".")[2] for name in layers}), "bias": "none",
+            "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
+        },
+    )  # fmt: skip
+
+
+def _find_base(directory: Path, config: dict[str, Any]) -> Path:
+    """The base of an adapter: beside it as hepta.json says, else where PEFT's file says."""
+    named = str(config.get("base_model_name_or_path") or "")
+    known = read_hepta_json(directory).get("base", {})
+    places = [directory / known["path"]] if "path" in known else []
+    for place in [*places, Path(named)]:
+        if (place / "config.json").is_file():
+            if known.get("weights_sha256") not in (None, weights_sha256(place)):
+                raise HeptaError(f"{place}: not the base {directory} was trained on (weights differ); restore that one")
+            return place
+    raise HeptaError(f"{directory}: its base model {named!r} is not there; put it there or fix base_model_name_or_path")
+
+
+def _read_adapter(directory: Path) -> dict[str, Tensor]:
+    """Stored matrices by our names (``….q_proj.lora_A``)."""
+    file = directory / ADAPTER_WEIGHTS
+    if not file.is_file():
+        raise HeptaError(f"{directory}: no {ADAPTER_WEIGHTS}; the adapter directory is not complete")
+    try:
+        with safe_open(file, framework="pt") as stored:
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise HeptaError(f"{file}: not readable as safetensors ({error}); copy it again") from None
+    return {name.removeprefix(PREFIX).removesuffix(".weight"): tensor for name, tensor in tensors.items()}
+
+
+def load_adapter(
+    directory: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Decoder:
+    """Load a PEFT directory: its base in ``dtype``, its adapters in float32, attached.
+
+    Raises:
+        HeptaError: no base, another base, another kind of adapter, or tensors that do not fit.
+    """
+    directory = Path(directory)
+    config = read_json(directory / ADAPTER)
+    unsupported = [k for k in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern") if config.get(k)]
+    if config.get("peft_type") != "LORA" or unsupported or config.get("bias", "none") != "none":
+        what = ", ".join(unsupported) or f"peft_type {config.get('peft_type')!r}, bias {config.get('bias')!r}"
+        raise HeptaError(f"{directory / ADAPTER}: {what} is not supported; plain LoRA is")
+    tensors = _read_adapter(directory)
+    model = load_model(_find_base(directory, config), dtype, device)
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    names = sorted({name.rpartition(".")[0] for name in tensors})
+    model.requires_grad_(False)
+    for name in names:
+        if name not in linears:
+            raise HeptaError(f"{directory}: adapts {name}, which the base model does not have")
+        base = model.get_submodule(name)
+        assert isinstance(base, nn.Linear)
+        root, dropout = bool(config.get("use_rslora")), float(config.get("lora_dropout", 0.0))
+        layer = LoRALinear(base, config["r"], config["lora_alpha"], dropout, root)
+        for key, parameter in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
+            stored = tensors.get(f"{name}.{key}")
+            if stored is None or stored.shape != parameter.shape:
+                found = "nothing" if stored is None else tuple(stored.shape)
+                raise HeptaError(f"{directory}: {name}.{key} should be {tuple(parameter.shape)}, found {found}")
+            with torch.no_grad():
+                parameter.copy_(stored)
+        _replace(model, name, layer)
+    return model.eval()

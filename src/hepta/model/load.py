@@ -62,8 +62,8 @@ def read_config(directory: Path) -> ModelConfig:
     return from_hf(value, str(file))
 
 
-def _weight_files(directory: Path) -> dict[Path, list[str] | None]:
-    """Safetensors files of a model, each with the tensor names the index expects in it (None: any)."""
+def weight_files(directory: Path) -> dict[Path, list[str] | None]:
+    """The safetensors files of a model, each with the tensor names the index expects in it (None: any)."""
     if (directory / INDEX).is_file():
         files: dict[Path, list[str] | None] = {}
         for name, file in read_json(directory / INDEX).get("weight_map", {}).items():
@@ -87,7 +87,7 @@ def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
     Raises:
         HeptaError: a file is missing, cut short, or not safetensors.
     """
-    for file, names in _weight_files(directory).items():
+    for file, names in weight_files(directory).items():
         try:
             with safe_open(file, framework="pt") as stored:
                 present = set(stored.keys())
@@ -252,6 +252,8 @@ def save_model(
         MachineError: the disk is full.
     """
     target = Path(directory)
+    if any(name.endswith(".lora_A") for name, _ in model.named_parameters()):
+        raise HeptaError(f"{target}: the model has adapters; merge them first, or save the adapters alone")
     with disk_errors(target):
         target.mkdir(parents=True, exist_ok=True)
     config = model.config
@@ -291,5 +293,5 @@ def read_hepta_json(directory: Path) -> dict[str, Any]:
 
 __all__ = [
     "DTYPES", "SHARD_BYTES", "build_model", "load_model", "read_config", "read_hepta_json", "read_tensors",
-    "resolve_model", "save_model", "save_weights", "write_safetensors",
+    "resolve_model", "save_model", "save_weights", "weight_files", "write_safetensors",
 ]  # fmt: skip
