@@ -33,6 +33,7 @@ VERBS: dict[str, Verb] = {
     "fetch": Verb("hepta.catalog.config:FetchConfig", "hepta.catalog.fetch:fetch"),
     "corpus": Verb("hepta.corpus.config:CorpusConfig", "hepta.corpus.build:build_corpus"),
     "tokenizer": Verb("hepta.tokenizer.config:TokenizerConfig", "hepta.tokenizer.train:train_tokenizer"),
+    "tokenizer report": Verb("hepta.tokenizer.config:TokenizerReportConfig", "hepta.tokenizer.report:report_tokenizer"),
     "tokens": Verb("hepta.data.config:TokensConfig", "hepta.data.build:build_tokens"),
     "pretrain": Verb("hepta.training.config:PretrainConfig", "hepta.training.pretrain:pretrain"),
     "sft": Verb("hepta.training.config:SftConfig", "hepta.training.sft:sft"),
