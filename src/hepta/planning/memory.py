@@ -9,7 +9,8 @@ What stands behind the numbers, so that they can be checked:
 - *qlora*: as lora, the layers' matrices at 4.127 bits (NF4, blocks of 64, double quantisation), the rest bf16.
 - *inference*: bf16 all; int8: the layers' matrices at 8 bits and one bf16 scale per row; 4-bit: at 4.125 bits
   (groups of 128 with an fp16 scale). Embedding, head and norms stay bf16.
-- *activations*: what autograd keeps of an uncompiled model (compiled, less), attention fused: no T × T matrix.
+- *activations*: what autograd keeps of an uncompiled model (compiled, less), attention fused: no T × T
+  matrix, but on a CPU, where keeping the probabilities of the causal half is faster.
   Recomputed: each layer's input, and one layer in full.
 - *logits*: the head and loss taken in chunks of 1,024 rows: fp32 logits and their gradient.
 """
@@ -23,6 +24,7 @@ TRAINING = ("full", "lora", "qlora")
 INFERENCE = ("bf16", "int8", "4-bit")
 METHODS = TRAINING + INFERENCE
 LOGIT_ROWS = 1024
+CPU_BLOCK = 128  # queries whose probabilities a CPU computes together, each with the keys up to the block's end
 MATRIX_BITS = {"full": 32.0, "lora": 16.0, "qlora": 4.127, "bf16": 16.0, "int8": 8.0, "4-bit": 4.125}
 
 
@@ -54,6 +56,12 @@ class Setting:
     recompute: bool = False
     shards: int = 1  # devices over which weights, gradients and moments are split evenly
     half: bool = True  # the device computes in 16 bits
+    cpu: bool = False  # whose attention keeps its probabilities for the backward pass
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one micro-batch."""
+        return self.micro_batch * self.sequence_length
 
 
 def linear_shapes(config: ModelConfig) -> list[tuple[int, int]]:
@@ -88,24 +96,25 @@ def kv_cache_bytes(config: ModelConfig, sequence_length: int, sequences: int = 1
     return 2.0 * 2 * config.num_kv_heads * config.head_dim * kept * sequences
 
 
-def layer_activation_bytes(config: ModelConfig, tokens: int, half: bool = True) -> float:
+def layer_activation_bytes(config: ModelConfig, setting: Setting) -> float:
     """Bytes autograd keeps of one layer.
 
-    Two norms, each its input and its scaled input in fp32 and its result; q, k, v and attention's output with
-    an fp32 log-sum per head; the MLP's gate, silu of it, up, and their product.
+    Two norms, each its input and its scaled input in fp32 and its result; q, k, v and attention's output; an
+    fp32 log-sum per head, or on a CPU the probabilities of the causal half; the MLP's gate, silu of it, up, and
+    their product.
     """
-    D, F, size = config.hidden_size, config.intermediate_size, 2 if half else 4
+    D, F, size = config.hidden_size, config.intermediate_size, 2 if setting.half else 4
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     norms = 2 * (2 * 4 + size) * D
-    attention = size * (2 * queries + 2 * keys) + 4 * config.num_heads
-    return float(tokens * (norms + attention + size * 4 * F))
+    seen = size * min(setting.sequence_length, (setting.sequence_length + CPU_BLOCK) / 2) if setting.cpu else 4
+    attention = size * (2 * queries + 2 * keys) + config.num_heads * seen
+    return setting.tokens * (norms + attention + size * 4 * F)
 
 
 def activation_bytes(config: ModelConfig, setting: Setting) -> float:
     """Bytes of activations of one micro-batch, with or without recomputation of layers."""
-    tokens = setting.micro_batch * setting.sequence_length
-    layer = layer_activation_bytes(config, tokens, setting.half)
-    width = tokens * config.hidden_size * (2 if setting.half else 4)
+    layer = layer_activation_bytes(config, setting)
+    width = setting.tokens * config.hidden_size * (2.0 if setting.half else 4.0)
     if setting.recompute:
         return (config.num_layers + 2) * width + layer  # each layer's input, the head's input and gradient
     return config.num_layers * layer + 2 * width
@@ -113,7 +122,7 @@ def activation_bytes(config: ModelConfig, setting: Setting) -> float:
 
 def logits_bytes(config: ModelConfig, setting: Setting) -> float:
     """Bytes of one chunk of fp32 logits and its gradient."""
-    rows = min(LOGIT_ROWS, setting.micro_batch * setting.sequence_length)
+    rows = min(LOGIT_ROWS, setting.tokens)
     return 8.0 * rows * config.vocab_size
 
 
@@ -125,7 +134,7 @@ def memory(config: ModelConfig, method: str, setting: Setting) -> Memory:
         method: one of ``METHODS``.
         setting: sequence length, micro-batch, rank, recomputation, devices.
     """
-    parameters, shards, tokens = config.num_parameters, setting.shards, setting.micro_batch * setting.sequence_length
+    parameters, shards = config.num_parameters, setting.shards
     weights = weight_bytes(config, method)
     layer = 2.0 * layer_matrix_parameters(config)  # one layer's matrices in 16 bits
     if method in INFERENCE:
@@ -133,7 +142,7 @@ def memory(config: ModelConfig, method: str, setting: Setting) -> Memory:
         return Memory(
             weights=weights / shards,
             copies=0.0 if method == "bf16" and setting.half else layer,  # one layer dequantised at a time
-            activations=(2.0 if setting.half else 4.0) * tokens * width,  # one layer at a time
+            activations=(2.0 if setting.half else 4.0) * setting.tokens * width,  # one layer at a time
             logits=4.0 * setting.micro_batch * config.vocab_size,  # of the last position
             kv_cache=kv_cache_bytes(config, setting.sequence_length, setting.micro_batch) / shards,
         )

@@ -114,7 +114,7 @@ def judge(config: ModelConfig, method: str, device: Device, setting: Setting) ->
     for recompute in attempts:
         found = memory(config, method, Setting(
             setting.sequence_length, setting.micro_batch, setting.rank, recompute, device.count,
-            device.precision != "fp32",
+            device.precision != "fp32", device.measured,
         ))  # fmt: skip
         if found.total <= has * 1e9:
             break
@@ -184,7 +184,7 @@ def _assumptions(config: PlanConfig, devices: list[Device], length: int) -> list
         "GB are 10⁹ bytes; a card counts for the number on its box, the driver takes what is above",
         "full training is AdamW in mixed precision, 16 bytes per parameter, plus 2 for bf16 copies unless recomputed",
         f"LoRA and QLoRA: rank {config.rank} on every linear layer; QLoRA and 4-bit leave embedding and head in bf16",
-        f"{config.micro_batch} sequence(s) of {length} tokens at once; attention fused; logits in chunks of 1,024 rows",
+        f"{config.micro_batch} × {length} tokens at once; attention fused but on a CPU; logits by 1,024 rows",
         "several devices: weights, gradients and moments split evenly over them",
     ]
     if config.tokens is None:
