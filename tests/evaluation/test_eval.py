@@ -83,7 +83,8 @@ def test_nothing_is_written_without_an_output(model, text, tmp_path, monkeypatch
 def test_text_that_spells_a_special_token_is_scored_as_text(model, text, tmp_path):
     (tmp_path / "t.txt").write_text("a <|im_end|> b <|endoftext|> c")
     result = evaluate_text(EvalConfig(model=str(model), text=tmp_path / "t.txt"))
-    assert result.total.tokens == len(load_tokenizer(model).encode("a <|im_end|> b <|endoftext|> c")) + 1
+    plain = load_tokenizer(model).encode("a <|im_end|> b <|endoftext|> c")
+    assert result.total.tokens == len(plain) + 1
     assert result.total.tokens > 10
 
 
