@@ -24,7 +24,7 @@ _PUBLIC = {
     "run_recipe": "hepta.runner.recipe",
     "RunConfig": "hepta.runner.recipe",
 }
-__all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604 - resolved lazily below
+__all__ = ["__version__", *sorted(_PUBLIC)]
 
 
 def __getattr__(name: str) -> Any:
