@@ -51,7 +51,9 @@ def execute(
         print_dry_run(config, as_json)
         return
     result = entry.load_function()(config)
-    print(to_json(result) if as_json else show(result), flush=True)
+    text = to_json(result) if as_json else show(result)
+    if text:  # a conversation has printed its answers already
+        print(text, flush=True)
 
 
 def print_dry_run(config: Config, as_json: bool) -> None:

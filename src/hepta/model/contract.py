@@ -1,18 +1,18 @@
-"""What a model directory says about its tokenizer: files, special ids, chat template, stop ids."""
+"""What a model directory keeps of its tokenizer: the files, and the ids and digests all must agree on."""
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
 
 from hepta.config import HeptaError
-from hepta.stage import disk_errors, read_json, sha256_file
+from hepta.stage import digest_json, disk_errors, read_json, sha256_file
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "vocab.json", "merges.txt", "tokenizer.model",
 )  # fmt: skip
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")  # ChatML, Llama 3, Gemma
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "</s>")
+DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -24,54 +24,63 @@ def copy_tokenizer(source: Path, target: Path) -> None:
                 shutil.copyfile(source / name, target / name)
 
 
-def read_template(directory: Path) -> str | None:
-    """The chat template of a tokenizer or model directory, None where there is none."""
+def _chat_template(directory: Path, config: dict[str, Any]) -> str | None:
     file = directory / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    config = directory / "tokenizer_config.json"
-    template = read_json(config).get("chat_template") if config.is_file() else None
+    template = config.get("chat_template")
     if isinstance(template, list):  # several named templates
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        template = named.get("default")
+        return next((entry["template"] for entry in template if entry.get("name") == "default"), None)
     return template
 
 
 def template_contract(directory: Path) -> dict[str, Any]:
     """The special ids and digests that training, chat, serving and export must agree on.
 
+    The rules are those of ``hepta.tokenizer.load.Tokenizer.contract``, read from the files alone because
+    a model must be saved by a room that stands beside the tokenizer's; a test holds the two equal.
+
     Returns:
-        ``size`` (real ids), ``bos_id``, ``eos_id``, ``pad_id``, ``stop_ids`` (end of turn, end of text),
-        ``template_sha256``, ``tokenizer_sha256``; None where the tokenizer has no such thing.
+        ``size`` (real ids), ``bos_id``, ``eos_id``, ``pad_id``, ``stop_ids`` (end of turn first),
+        ``template_sha256``, ``tokenizer_sha256``.
 
     Raises:
-        HeptaError: no readable tokenizer.json there.
+        HeptaError: no readable tokenizer.json there, or one without a token that ends documents.
     """
     file = directory / "tokenizer.json"
     if not file.is_file():
         raise HeptaError(f"{directory}: no tokenizer.json, so not a tokenizer directory")
     tokenizer = read_json(file)
     added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
-    ids = {**tokenizer.get("model", {}).get("vocab", {}), **added}
+    vocab = tokenizer.get("model", {}).get("vocab", {})
+    ids = {**(vocab if isinstance(vocab, dict) else {token: i for i, (token, _) in enumerate(vocab)}), **added}
     config_file = directory / "tokenizer_config.json"
     config = read_json(config_file) if config_file.is_file() else {}
 
     def special(key: str) -> int | None:
         token = config.get(key)
-        text = token.get("content") if isinstance(token, dict) else token
-        return ids.get(text)
+        return ids.get(token.get("content") if isinstance(token, dict) else token)
 
-    template = read_template(directory)
-    stops = [added[end] for end in TURN_ENDS if template and end in template and end in added]
+    template = _chat_template(directory, config)
     eos = special("eos_token")
-    if eos is not None and eos not in stops:
-        stops.append(eos)
+    if eos is None:
+        eos = next((added[end] for end in DOCUMENT_ENDS if end in added), None)
+    if eos is None:
+        raise HeptaError(f"{config_file}: names no eos_token that exists; add one")
+    bos, pad = special("bos_token"), special("pad_token")
+    turns = [added[end] for end in TURN_ENDS if end in added and end in (template or "")]
     return {
         "size": max(ids.values(), default=-1) + 1,
-        "bos_id": special("bos_token"),
+        "bos_id": eos if bos is None else bos,
         "eos_id": eos,
-        "pad_id": special("pad_token"),
-        "stop_ids": stops,
-        "template_sha256": hashlib.sha256(template.encode()).hexdigest() if template else None,
+        "pad_id": eos if pad is None else pad,
+        "stop_ids": list(dict.fromkeys([*turns, *_generation_ends(directory), eos])),
+        "template_sha256": digest_json(template),
         "tokenizer_sha256": sha256_file(file),
     }
+
+
+def _generation_ends(directory: Path) -> list[int]:
+    file = directory / "generation_config.json"
+    ends = read_json(file).get("eos_token_id") if file.is_file() else None
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]

@@ -1,0 +1,32 @@
+"""``hepta generate``: continue a prompt."""
+
+from typing import Annotated, Any
+
+import typer
+
+from hepta.cli.command import ConfigFile, DryRun, Json, Overrides, describe_keys, execute
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=describe_keys("generate"))
+def generate(
+    overrides: Overrides = None,
+    model: Annotated[str | None, typer.Option(help="model, run or adapter directory")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="text to continue; may be given several times")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="most tokens generated for one prompt")] = None,
+    config: ConfigFile = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Continue prompts with a model.
+
+    Example: hepta generate --model out/demo/base --prompt "The city of" temperature=0.7 seed=1
+    """
+    options = {"model": model, "prompt": prompt or None, "max_new_tokens": max_new_tokens}
+    execute("generate", options, overrides, config, dry_run, as_json, show)
+
+
+def show(result: Any) -> str:
+    """Each prompt with its continuation, a blank line between."""
+    return "\n\n".join(completion.prompt + completion.text for completion in result.completions)

@@ -1,0 +1,38 @@
+"""The KV cache of a batch: one slot per position, so prompts of any length share it without a mask."""
+
+import torch
+from torch import Tensor
+
+from hepta.model.config import ModelConfig
+
+
+class KVCache:
+    """Keys and values of every layer, (B, S, H, K) each, allocated once.
+
+    Row b's token at position p lies in slot p. Prompts are padded on the right: what padding wrote lies
+    after every query of its row until a real token overwrites it, so causality alone hides it.
+    """
+
+    def __init__(
+        self, config: ModelConfig, rows: int, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (config.num_layers, rows, capacity, config.num_kv_heads, config.head_dim)
+        self.rows, self.capacity = rows, capacity
+        self._k = torch.zeros(shape, dtype=dtype, device=device)  # zeros: a hidden slot times weight 0 must be 0
+        self._v = torch.zeros(shape, dtype=dtype, device=device)
+
+    def extend(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k, v (B, H, T, K) at ``positions`` (B, T); give all slots up to the last in use (B, H, S, K)."""
+        row = torch.arange(self.rows, device=positions.device)[:, None]
+        used = int(positions.max()) + 1
+        keys, values = self._k[layer, : self.rows], self._v[layer, : self.rows]
+        keys[row, positions] = k.transpose(1, 2)
+        values[row, positions] = v.transpose(1, 2)
+        return keys[:, :used].transpose(1, 2), values[:, :used].transpose(1, 2)
+
+    def drop(self, row: int) -> None:
+        """Free a row: the last row takes its place."""
+        self.rows -= 1
+        if row != self.rows:
+            self._k[:, row] = self._k[:, self.rows]
+            self._v[:, row] = self._v[:, self.rows]
