@@ -63,7 +63,9 @@ class _ChunkedLoss(torch.autograd.Function):
     """Head, softmax and their gradients chunk by chunk, all in forward; backward only scales."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, head: Tensor, targets: Tensor, chunk: int, z_loss: float, kernel: Kernel) -> Tensor:
+    def forward(
+        ctx: Any, rows: Tensor, head: Tensor, targets: Tensor, chunk: int, z_loss: float, kernel: Kernel
+    ) -> Tensor:
         wants_rows, wants_head = ctx.needs_input_grad[:2]
         weight = head.to(rows.dtype)  # (V, D), cast once
         total = torch.zeros((), dtype=torch.float32, device=rows.device)
@@ -91,14 +93,19 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _check(labels: Tensor, vocabulary: int) -> None:
-    low, high = (int(v) for v in torch.aminmax(labels)) if labels.numel() else (0, 0)
-    if high >= vocabulary or (low < 0 and low != IGNORE):
-        wrong = high if high >= vocabulary else low
-        raise LabelError(f"token id {wrong} is outside the model's vocabulary of {vocabulary}; the tokens were made with another tokenizer")
+    wrong = labels[(labels >= vocabulary) | ((labels < 0) & (labels != IGNORE))]
+    if wrong.numel():
+        found = f"token id {int(wrong[0])} is outside the model's vocabulary of {vocabulary}"
+        raise LabelError(f"{found}; the tokens were made with another tokenizer")
 
 
 def causal_loss(
-    hidden: Tensor, head: Tensor, labels: Tensor, chunk: int = CHUNK, z_loss: float = 0.0, kernel: Kernel = softmax_gradient
+    hidden: Tensor,
+    head: Tensor,
+    labels: Tensor,
+    chunk: int = CHUNK,
+    z_loss: float = 0.0,
+    kernel: Kernel = softmax_gradient,
 ) -> LossSum:
     """Summed cross-entropy of the next token, head and softmax taken in chunks.
 
@@ -168,7 +175,10 @@ class Causal:
         """Run ``model`` on everything but the labels and take the loss inside its head."""
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         labels = batch["labels"]
-        return model(**inputs, head=lambda hidden, head: causal_loss(hidden, head, labels, z_loss=self.z_loss, kernel=self.kernel))
+        return model(
+            **inputs,
+            head=lambda hidden, head: causal_loss(hidden, head, labels, z_loss=self.z_loss, kernel=self.kernel),
+        )
 
     def scores(self, model: Callable[..., Any], batch: Mapping[str, Tensor]) -> TokenScores:
         """Loss and correctness of every position of a batch, for evaluation."""

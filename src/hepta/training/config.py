@@ -1,7 +1,111 @@
-"""x"""
+"""The keys of training: what ``hepta pretrain`` and ``hepta sft`` accept (no torch here)."""
+
 from pathlib import Path
-from hepta.config import *
-class PretrainConfig(StageConfig):
-    data: Path = input_path(doc="token shards")
-    model: str = input_path("nano", doc="preset or dir")
-    max_steps: int = budget(100, doc="steps")
+from typing import Any, Literal, Self
+
+from pydantic import field_validator, model_validator
+
+from hepta.config import Config, StageConfig, budget, identity, input_path, operational
+
+PROMPTS = ["今天天气怎么样？", "I love programming.", "The cat sat on the mat."]
+
+
+class CheckpointKeys(Config):
+    """When to save and how many to keep."""
+
+    every: int | None = operational(None, "steps between checkpoints; none given: about every two minutes", ge=1)
+    keep: int = operational(2, "newest checkpoints kept beside the best one", ge=1)
+
+
+class EvalKeys(Config):
+    """When to evaluate; before the first step and after the last it is always done."""
+
+    every: int | None = operational(
+        None, "steps between evaluations and samples; none given: a tenth of the run", ge=1
+    )
+    tokens: int = operational(
+        131_072, "held-out tokens read by one evaluation on the way; the last one reads all", ge=1
+    )
+
+
+class TrainingConfig(StageConfig):
+    """What every training verb shares."""
+
+    max_steps: int | None = budget(None, "end after this many optimizer steps", ge=1)
+    tokens: int | None = budget(None, "end after this many tokens (padding not counted)", ge=1)
+    minutes: float | None = budget(None, "end after about this long; turned into steps once, after measuring", gt=0)
+    epochs: float | None = budget(
+        None, "end after this many passes over the data; the budget reached first ends", gt=0
+    )
+    seed: int = identity(7, "seed of weights, data order and dropout", ge=0)
+    lr: float | Literal["auto"] = identity("auto", "peak learning rate; auto: by width", gt=0)
+    schedule: Literal["cosine", "wsd", "linear", "constant"] = identity(
+        "cosine", "learning rate after warm-up; all but constant end near 0"
+    )
+    warmup: float = identity(0.05, "below 1: share of the run; else steps; at least one step", ge=0)
+    decay: float = identity(0.2, "wsd only: share of the run in which the rate falls", gt=0, le=1)
+    weight_decay: float = identity(0.1, "on matrices only; norms, biases and embeddings have none", ge=0)
+    clip_norm: float = identity(1.0, "largest gradient norm of a step", gt=0)
+    optimizer: Literal["adamw"] = identity("adamw", "the optimizer")
+    z_loss: float = identity(0.0, "weight of the squared log-partition in the loss", ge=0)
+    spike: float = identity(20.0, "skip a step whose gradient norm is this many times the recent median", gt=1)
+    precision: Literal["auto", "fp32", "bf16"] = identity(
+        "auto", "of the products; weights stay float32. auto: bf16 where it is fast"
+    )
+    device: str = operational("auto", "cpu, cuda or auto")
+    threads: int | None = operational(None, "CPU threads; none given: one per core", ge=1)
+    compile: bool | Literal["auto"] = operational(
+        "auto", "torch.compile the blocks; auto: if a C++ compiler is there and the run is long"
+    )
+    workers: int = operational(0, "threads that prepare batches ahead of the step", ge=0)
+    sequence_length: int = identity(512, "tokens per sequence", ge=8)
+    batch_tokens: int = identity(16_384, "tokens per optimizer step, a multiple of sequence_length", ge=8)
+    micro_batch: int | None = operational(None, "sequences per forward pass; none given: about 8,192 tokens", ge=1)
+    document_mask: bool = identity(True, "tokens see their own document only")
+    checkpoint: CheckpointKeys = operational(CheckpointKeys(), "checkpoint.every, checkpoint.keep")
+    eval: EvalKeys = operational(EvalKeys(), "eval.every, eval.tokens")
+    sample_prompts: list[str] = operational(PROMPTS, "prompts answered at each evaluation")
+    save_dtype: Literal["fp32", "bf16"] = operational("fp32", "dtype of the final model; checkpoints keep float32")
+
+    @model_validator(mode="after")
+    def _whole_sequences(self) -> Self:
+        if self.batch_tokens % self.sequence_length:
+            below = max(1, self.batch_tokens // self.sequence_length) * self.sequence_length
+            found = f"batch_tokens {self.batch_tokens} is not a multiple of sequence_length {self.sequence_length}"
+            raise ValueError(f"{found}; try {below}")
+        return self
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences of one optimizer step."""
+        return self.batch_tokens // self.sequence_length
+
+
+class PretrainConfig(TrainingConfig):
+    """Train a language model from token shards."""
+
+    data: Path = input_path(doc="token shards (hepta tokens build)")
+    model: str = input_path("nano", "preset (nano, micro, mini, small, 1b, 7b) or model directory to go on from")
+
+
+class SftConfig(TrainingConfig):
+    """Teach a language model to answer, from conversations."""
+
+    model: str = input_path(doc="model directory or run to start from")
+    data: list[str] = input_path(
+        doc="conversations: files or folders of alpaca, ShareGPT, messages, prompt/completion rows"
+    )
+    method: Literal["full", "lora"] = identity("full", "train all weights, or low-rank adapters beside frozen ones")
+    rank: int = identity(16, "lora: rank of the adapters", ge=1)
+    alpha: float = identity(32.0, "lora: the update is scaled by alpha / rank", gt=0)
+    targets: list[str] | Literal["all"] = identity("all", "lora: matrices adapted, for example [q_proj, v_proj]")
+    dropout: float = identity(0.0, "lora: dropout before the adapters", ge=0, lt=1)
+    packing: bool = identity(True, "several conversations per sequence, each seeing only itself")
+    overlong: Literal["drop", "split", "keep-answer"] = identity("drop", "conversations longer than a sequence")
+    bad_rows: Literal["drop", "error"] = identity("drop", "rows that are no conversation: drop and count, or stop")
+    validation: float = identity(0.05, "share of conversations held out", ge=0, lt=0.5)
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | Path) else value

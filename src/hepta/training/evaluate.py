@@ -1,0 +1,156 @@
+"""Held-out scores of a model as it trains: loss, bits per byte, accuracy, and whether it ends its answers."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hepta.objectives.causal import IGNORE, Causal
+
+
+@dataclass
+class Totals:
+    """Sums over supervised positions; adding sums weights every token alike (trap S13)."""
+
+    nats: float = 0.0
+    tokens: int = 0
+    bytes: int = 0  # UTF-8 bytes that the supervised tokens spell
+    correct: int = 0
+    stop_probability: float = 0.0  # summed over the positions whose label is a stop token
+    stops: int = 0
+
+    def add(self, other: "Totals") -> None:
+        """Add another's sums."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    @property
+    def loss(self) -> float:
+        """Nats per supervised token."""
+        return self.nats / self.tokens if self.tokens else math.nan
+
+    @property
+    def bpb(self) -> float:
+        """Bits per byte of the text predicted."""
+        return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
+
+    @property
+    def accuracy(self) -> float:
+        """Share of tokens whose most probable prediction was right."""
+        return self.correct / self.tokens if self.tokens else math.nan
+
+    @property
+    def p_stop(self) -> float | None:
+        """Mean probability of the stop token where an answer ends; None where no answer ends."""
+        return self.stop_probability / self.stops if self.stops else None
+
+
+@dataclass
+class Scores:
+    """Totals per language, and over all."""
+
+    by_language: dict[str, Totals] = field(default_factory=lambda: defaultdict(Totals))
+
+    @property
+    def overall(self) -> Totals:
+        """The sum over languages."""
+        result = Totals()
+        for totals in self.by_language.values():
+            result.add(totals)
+        return result
+
+    def row(self) -> dict[str, Any]:
+        """The evaluation row: ``val_loss, val_bpb, val_accuracy`` and, where answers end, ``p_stop``."""
+        whole = self.overall
+        row: dict[str, Any] = {
+            "val_loss": whole.loss,
+            "val_bpb": {"all": whole.bpb, **{lang: totals.bpb for lang, totals in sorted(self.by_language.items())}},
+            "val_accuracy": whole.accuracy,
+            "val_tokens": whole.tokens,
+        }
+        return row if whole.p_stop is None else {**row, "p_stop": whole.p_stop}
+
+
+def bytes_per_token(tokenizer: Any, vocabulary: int) -> Tensor:
+    """UTF-8 bytes that each id spells (V,); special and padded ids spell none."""
+    special = tokenizer.special_ids
+    return torch.tensor(
+        [0 if i >= tokenizer.size or i in special else len(tokenizer.token_bytes(i)) for i in range(vocabulary)]
+    )
+
+
+def _add_batch(
+    scores: Scores,
+    losses: Tensor,
+    correct: Tensor,
+    batch: dict[str, Tensor],
+    languages: Sequence[Sequence[str]],
+    widths: Tensor,
+    stops: Tensor,
+) -> None:
+    labels = batch["labels"]
+    for row, names in enumerate(languages):
+        supervised = labels[row] != IGNORE
+        for lang in set(names):
+            segments = torch.tensor([i for i, name in enumerate(names) if name == lang])
+            here = supervised & torch.isin(batch["segment_ids"][row], segments)
+            wanted, nats = labels[row][here], losses[row][here]
+            ends = torch.isin(wanted, stops)
+            scores.by_language[lang].add(Totals(
+                float(nats.double().sum()), int(here.sum()), int(widths[wanted].sum()), int(correct[row][here].sum()),
+                float(torch.exp(-nats[ends].double()).sum()), int(ends.sum()),
+            ))  # fmt: skip
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    objective: Causal,
+    order: Any,
+    widths: Tensor,
+    stop_ids: Sequence[int],
+    micro: int,
+    most_tokens: int | None = None,
+) -> Scores:
+    """Score held-out sequences; memory does not grow with their number.
+
+    P(stop) is the probability of the stop token at the position of the last answer token, that is, where
+    the label is the stop token that ends an assistant's turn.
+
+    Args:
+        model: set to evaluation mode here, and back.
+        objective: gives the loss of each position.
+        order: held-out sequences, with ``languages(n)`` naming the language of each segment.
+        widths: see ``bytes_per_token``.
+        stop_ids: ids that end a turn.
+        micro: sequences per forward pass.
+        most_tokens: read about this many tokens at most; None reads all.
+    """
+    scores, count, training = Scores(), order.sequences_per_epoch, model.training
+    model.eval()
+    stops = torch.tensor(list(stop_ids))
+    device = next(model.parameters()).device
+    seen = start = 0
+    while start < count and (most_tokens is None or seen < most_tokens):
+        size = min(micro, count - start)
+        batch = {name: torch.from_numpy(np.asarray(value)) for name, value in order.batch(start, size).items()}
+        result = objective.scores(model, {name: value.to(device) for name, value in batch.items()})
+        languages = [order.languages(start + i) for i in range(size)]
+        _add_batch(scores, result.losses.cpu(), result.correct.cpu(), batch, languages, widths, stops)
+        seen += batch["labels"].numel()
+        start += size
+    model.train(training)
+    return scores
+
+
+def describe_evaluation(row: dict[str, Any], vocabulary: int) -> str:
+    """An evaluation row as one line, with the loss of guessing evenly beside it."""
+    bpb = "  ".join(f"{lang} {value:.3f}" for lang, value in row["val_bpb"].items() if lang != "all")
+    loss = f"val_loss {row['val_loss']:.4f} (even guessing {math.log(vocabulary):.4f})"
+    stop = f"  P(stop) {row['p_stop']:.3f}" if "p_stop" in row else ""
+    return f"step {row['step']}: {loss}  bits/byte {bpb}  accuracy {row['val_accuracy']:.1%}{stop}"

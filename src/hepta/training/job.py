@@ -1,0 +1,65 @@
+"""What a verb hands to the loop, where a run stands, and what a finished one leaves."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hepta.model.decoder import Decoder
+from hepta.training.guard import Guard
+from hepta.training.resolve import Resolved
+from hepta.training.samples import Prompt
+
+
+@dataclass
+class Job:
+    """Model, data and how to save: all that differs between pretraining and instruction tuning."""
+
+    verb: str
+    model: Decoder
+    tokenizer: Any  # a hepta.tokenizer.load.Tokenizer
+    train: Any  # a hepta.data.order.Order
+    held_out: Any | None  # another, or None where nothing is held out
+    prompts: list[Prompt]
+    lr: float  # what ``lr: auto`` means here
+    save: Callable[[Path, torch.dtype | None], None]  # writes the model or adapter directory
+    restore: Callable[[Path], None]  # reads the weights back in place
+    answer_ends: tuple[int, ...] = ()  # stop tokens whose probability is watched where answers end
+    whole_model: bool = True  # what is saved needs no base beside it
+
+
+@dataclass
+class State:
+    """Where a run stands; saved in every checkpoint."""
+
+    guard: Guard
+    step: int = 0  # optimizer steps done, skipped ones included
+    tokens: int = 0  # real tokens read
+    seconds: float = 0.0  # spent in steps
+    epoch_loss: float = 0.0  # summed nats of the epoch under way
+    epoch_weight: int = 0
+    val_loss: float | None = None  # of this very step's evaluation, None where there was none
+
+    def saved(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**asdict(self), "guard": self.guard.state()}
+
+    @classmethod
+    def read(cls, saved: dict[str, Any], spike: float) -> "State":
+        """From the JSON of a checkpoint."""
+        values = {key: saved[key] for key in cls.__dataclass_fields__ if key != "guard"}
+        return cls(Guard(spike, **saved["guard"]), **values)
+
+
+@dataclass
+class Outcome:
+    """A finished run."""
+
+    state: State
+    resolved: Resolved
+    before: dict[str, Any]  # the evaluation rows before the first step and after the last
+    final: dict[str, Any]
+    train_loss: float  # mean of the last steps
+    weights_sha256: str

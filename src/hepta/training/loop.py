@@ -1,0 +1,95 @@
+"""The training loop: one function for pretraining and instruction tuning.
+
+Everything that decides the result is a pure function of (config, data, step): the sequences of a step, its
+learning rate, its dropout. So a run that is killed at any moment goes on bit for bit from its last checkpoint.
+"""
+
+import time
+
+import torch
+
+from hepta.config import MachineError
+from hepta.console import Progress
+from hepta.stage import Stage, digest_json, go_on_hint
+from hepta.training.checkpoint import weights_digest
+from hepta.training.config import TrainingConfig
+from hepta.training.job import Job, Outcome
+from hepta.training.metrics import METRICS, read_rows
+from hepta.training.run import Run, real_tokens
+from hepta.training.schedule import learning_rate
+from hepta.training.step import run_step, stream_steps
+from hepta.training.stop import Stop, stop_signals
+
+SAVE_SECONDS = 120.0  # between checkpoints when checkpoint.every is not given
+LAST_STEPS = 20  # whose mean loss is the run's training loss
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Seed of a step's dropout: a function of (seed, step), so there is no generator state to save."""
+    return int(digest_json([seed, step])[:15], 16)
+
+
+def train(config: TrainingConfig, stage: Stage, job: Job) -> Outcome:
+    """Train until the first budget is reached; go on from the newest sealed checkpoint if there is one.
+
+    Args:
+        config: the verb's keys.
+        stage: the claim on ``config.output``; its start counts for ``minutes``.
+        job: model, data and how to save.
+
+    Returns:
+        what the run's facts are made of; ``RUN/model`` is written.
+
+    Raises:
+        Interrupted: a signal came; the state is saved.
+        MachineError: the disk is full, or too many steps in a row were not finite.
+    """
+    with stop_signals() as stop:
+        run = Run(config, stage, job)
+        job.model.train()
+        try:
+            if run.checkpoint is None:
+                run.evaluate(config.eval.tokens)
+            _take_steps(run, run.settle_steps(), stop)
+            final = run.evaluate(None)
+        finally:
+            run.log.close()
+        run.publish()
+    rows = read_rows(config.output / METRICS)
+    losses = [row["loss"] for row in rows if row.get("loss") is not None][-LAST_STEPS:]
+    before = next((row for row in rows if row["step"] == 0 and "val_loss" in row), {"step": 0})
+    trained = [(name, parameter) for name, parameter in job.model.named_parameters() if parameter.requires_grad]
+    mean = sum(losses) / max(1, len(losses))
+    return Outcome(run.state, run.resolved, before, final, mean, weights_digest(trained))
+
+
+def _take_steps(run: Run, total: int, stop: Stop) -> None:
+    config, state, job = run.config, run.state, run.job
+    bar = Progress(job.verb, total, "steps")
+    bar.done = state.step
+    saved_at = time.monotonic()
+    per_step, micro = config.sequences_per_step, run.resolved.micro_batch
+    stream = stream_steps(job.train, state.step, total, per_step, micro, config.workers)
+    began = time.perf_counter()
+    for batches in stream:
+        run.warn_masked(batches)
+        torch.manual_seed(step_seed(config.seed, state.step))
+        rate = learning_rate(state.step, total, run.resolved.lr, config.schedule, config.warmup, config.decay)
+        result = run_step(job.model, run.optimizer, run.objective, batches, rate, config.clip_norm, state.guard)
+        tokens = real_tokens(job.train, state.step * per_step, batches)
+        row = run.record(result, rate, tokens, time.perf_counter() - began)
+        bar.advance(1, f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tok/s  MFU {row['mfu']:.0%}")
+        if state.guard.hopeless:
+            skips = f"{state.guard.in_a_row} steps in a row had to be skipped ({result.skipped})"
+            raise MachineError(f"step {state.step}: {skips}; try a lower lr")
+        if state.step % (config.eval.every or max(1, total // 10)) == 0 and state.step < total:
+            run.evaluate(config.eval.tokens)
+        every = config.checkpoint.every
+        due = state.step % every == 0 if every else time.monotonic() - saved_at > SAVE_SECONDS
+        if due or stop.asked or state.step == total:
+            run.save()
+            saved_at = time.monotonic()
+        if stop.asked:
+            raise go_on_hint(config)
+        began = time.perf_counter()
+    bar.close()

@@ -1,0 +1,72 @@
+"""``hepta pretrain``: a language model from token shards."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hepta.config import HeptaError
+from hepta.model.config import PRESETS
+from hepta.model.load import build_model, read_tensors, save_model
+from hepta.stage import claim, read_manifest
+from hepta.training.config import PretrainConfig
+from hepta.training.job import Job
+from hepta.training.loop import train
+from hepta.training.resolve import automatic_lr
+from hepta.training.result import TrainingResult, already_done, finish
+from hepta.training.samples import Prompt, language_of
+
+VERSION = 1
+
+
+def restore_weights(model: torch.nn.Module, directory: Path) -> None:
+    """Copy a checkpoint's weights into a model of the same shape, in place."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in read_tensors(directory):
+            parameters[name].copy_(tensor)
+
+
+def completion_prompts(texts: list[str], tokenizer: Any) -> list[Prompt]:
+    """Sample prompts as a language model reads them: document start, then the text."""
+    return [
+        Prompt(text, [tokenizer.bos_id, *tokenizer.encode(text)], "completion", language_of(text)) for text in texts
+    ]
+
+
+def pretrain(config: PretrainConfig) -> TrainingResult:
+    """Train a language model from token shards; the same call goes on after a stop.
+
+    Raises:
+        HeptaError: no token shards, a model that does not fit their tokenizer, another run in the output.
+        Interrupted: stopped by a signal, state saved.
+    """
+    from hepta.data.order import TokenOrder
+    from hepta.tokenizer.load import load_tokenizer
+
+    manifest = read_manifest(config.data) if config.data.is_dir() else None
+    if manifest is None or manifest.get("verb") != "tokens":
+        raise HeptaError(
+            f"{config.data}: no finished token shards here; make them with hepta tokens build --output {config.data}"
+        )
+    stage = claim(config, "pretrain", VERSION)
+    if stage.state == "done":
+        return already_done(stage, config)
+    tokenizer_dir = config.data / "tokenizer"
+    tokenizer = load_tokenizer(tokenizer_dir)
+    T, seed, mask = config.sequence_length, config.seed, config.document_mask
+    order = TokenOrder(config.data, "train", T, seed, document_mask=mask)
+    held_out = TokenOrder(config.data, "val", T, seed, document_mask=mask)
+    fresh = config.model in PRESETS
+    model = build_model(config.model, tokenizer.padded_size, config.seed)
+    provenance = {"verb": "pretrain", "model": config.model, "data": manifest["digest"], "seed": config.seed}
+    job = Job(
+        verb="pretrain", model=model, tokenizer=tokenizer, train=order, held_out=held_out,
+        prompts=completion_prompts(config.sample_prompts, tokenizer),
+        lr=automatic_lr(model.config) * (1.0 if fresh else 0.2),
+        save=lambda place, dtype: save_model(model, place, tokenizer_dir, dtype, provenance),
+        restore=lambda place: restore_weights(model, place),
+    )  # fmt: skip
+    outcome = train(config, stage, job)
+    report = {"sequences_per_epoch": order.sequences_per_epoch, "waste": order.waste}
+    return finish(stage, job, outcome, report)

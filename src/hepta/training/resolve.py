@@ -1,0 +1,174 @@
+"""Automatic values, decided once per run, written to it and read back: nothing automatic twice."""
+
+import ctypes
+import os
+import platform
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from hepta import __version__
+from hepta.config import HeptaError, read_yaml
+from hepta.console import say, warn
+from hepta.model.config import ModelConfig
+from hepta.planning.cost import training_flops
+from hepta.planning.machine import cache_directory, compiler, measured_peak, processor_name, recommend_precision
+from hepta.stage import write_atomic, write_json
+from hepta.training.config import TrainingConfig
+
+MICRO_TOKENS = 8192  # tokens of one forward pass when nothing is said
+WORTH_COMPILING = 240.0  # seconds of training that repay a compilation
+RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Every automatic value of a run."""
+
+    precision: str
+    device: str
+    threads: int
+    compile: bool
+    micro_batch: int
+    lr: float
+    peak_gflops: float  # measured, of the dtype that is used
+    processor: str
+    torch_version: str
+    total_steps: int = 0
+    step_seconds: float | None = None  # measured when ``minutes`` is a budget
+    budget: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """Dtype of products; None: that of the weights."""
+        return torch.bfloat16 if self.precision == "bf16" else None
+
+
+def automatic_lr(config: ModelConfig) -> float:
+    """Peak rate of pretraining by width: 0.75 / D, so 3.9e-3 for 192 and 1.8e-4 for 4,096."""
+    return 0.75 / config.hidden_size
+
+
+def _pick_micro_batch(config: TrainingConfig) -> int:
+    most = max(1, MICRO_TOKENS // config.sequence_length)
+    whole = [n for n in range(1, most + 1) if config.sequences_per_step % n == 0]  # equal parts compile once
+    return config.micro_batch or max(whole)
+
+
+def _pick_device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type  # compare types: a device never equals a string (trap R14)
+    except RuntimeError:
+        raise HeptaError(f"device {name!r} is unknown; use cpu, cuda or auto") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise HeptaError("device 'cuda': this torch sees no GPU; use device=cpu, or install torch from a CUDA index")
+    return name
+
+
+def _pick_compile(config: TrainingConfig, shape: ModelConfig, peak: float, tokens: float) -> bool:
+    if config.compile is False:
+        return False
+    if compiler() is None:
+        say("compile: no C++ compiler here, so the blocks run as they are (slower, same mathematics)")
+        return False
+    if config.compile is True:
+        return True
+    seconds = training_flops(shape, tokens, config.sequence_length) / (0.4 * peak * 1e9)
+    if config.minutes is not None:
+        seconds = min(seconds, config.minutes * 60)
+    return seconds >= WORTH_COMPILING
+
+
+def resolve(config: TrainingConfig, shape: ModelConfig, lr: float, tokens: float) -> Resolved:
+    """Decide every automatic value but the number of steps.
+
+    Args:
+        config: the run's keys.
+        shape: the model's.
+        lr: what ``lr: auto`` means for this verb.
+        tokens: tokens the run may read at most, by its budgets other than ``minutes``.
+    """
+    device = _pick_device(config.device)
+    threads = config.threads or torch.get_num_threads()
+    kind = torch.device(device).type
+    peaks = {dtype: measured_peak(dtype, threads, kind) for dtype in ("fp32", "bf16")}
+    precision = recommend_precision(peaks) if config.precision == "auto" else config.precision
+    peak = peaks[precision]
+    return Resolved(
+        precision=precision, device=device, threads=threads, compile=_pick_compile(config, shape, peak, tokens),
+        micro_batch=_pick_micro_batch(config), lr=lr if config.lr == "auto" else config.lr, peak_gflops=peak,
+        processor=processor_name(), torch_version=str(torch.__version__),
+    )  # fmt: skip
+
+
+def read_resolved(run: Path) -> Resolved | None:
+    """The values of a run begun earlier, None where there are none."""
+    path = run / RECIPE
+    if not path.is_file():
+        return None
+    return Resolved(**read_yaml(path)["resolved"])
+
+
+def write_resolved(run: Path, verb: str, config: TrainingConfig, resolved: Resolved) -> None:
+    """Write ``recipe.yaml``: the run's keys and what its automatic values became."""
+    values = {"verb": verb, **config.model_dump(mode="json"), "resolved": asdict(resolved)}
+    write_atomic(run / RECIPE, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def write_environment(run: Path) -> None:
+    """Write ``environment.json``: versions and machine."""
+    write_json(run / "environment.json", {
+        "hepta": __version__, "torch": str(torch.__version__), "python": platform.python_version(),
+        "system": platform.platform(), "processor": processor_name(), "cores": os.cpu_count(),
+    })  # fmt: skip
+
+
+def carry_over(config: TrainingConfig, old: Resolved) -> Resolved:
+    """The values to go on with: the old ones, unless the user now says otherwise or the machine is another.
+
+    What makes the rest of the run differ in its last bits is said, with the reason.
+    """
+    new = replace(old, device=_pick_device(config.device) if config.device != "auto" else old.device)
+    if config.threads is not None:
+        new = replace(new, threads=config.threads)
+    if config.compile != "auto":
+        new = replace(new, compile=config.compile)
+    if config.micro_batch is not None:
+        new = replace(new, micro_batch=config.micro_batch)
+    changed = [
+        key for key in ("device", "threads", "compile", "micro_batch") if getattr(new, key) != getattr(old, key)
+    ]
+    here = {"processor": processor_name(), "torch_version": str(torch.__version__)}
+    changed += [key for key, value in here.items() if getattr(old, key) != value]
+    if changed:
+        warn(f"not bit-exact with an uninterrupted run from here on: {', '.join(changed)} differ from when it began")
+    if new.compile and compiler() is None:
+        warn("the run began with compiled blocks and there is no C++ compiler now: going on without, not bit-exact")
+        new = replace(new, compile=False)
+    return replace(new, **here)
+
+
+def prepare_machine(resolved: Resolved) -> None:
+    """Set threads, keep freed memory, and let compiled code be found again by the next run."""
+    torch.set_num_threads(resolved.threads)
+    keep_memory()
+    if resolved.compile:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_directory() / "inductor"))
+
+
+def keep_memory() -> None:
+    """Tell glibc to keep freed memory instead of giving it back.
+
+    Large outputs are made anew in every step; returning them to the system and touching them again costs
+    page faults: up to half the speed of a bfloat16 product. Other C libraries are left alone.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    library = ctypes.CDLL(None)
+    library.mallopt(-4, 0)  # M_MMAP_MAX: no allocation gets a mapping of its own
+    library.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never give memory back

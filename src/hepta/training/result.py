@@ -1,0 +1,105 @@
+"""What a training verb gives back, and keeps in the run's manifest as facts."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hepta.config import StageConfig
+from hepta.console import duration, say
+from hepta.stage import Stage, digest_json
+from hepta.training.job import Job, Outcome
+from hepta.training.metrics import METRICS, peak_memory_bytes, read_rows
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished training run."""
+
+    output: str
+    model: str  # the model (or adapter) directory
+    parameters: int
+    trained_parameters: int
+    steps: int
+    tokens: int  # real tokens read
+    tokens_per_second: float
+    mfu: float  # of the measured peak of matrix products
+    seconds: float
+    final: dict[str, Any]  # train_loss, val_loss, val_bpb per language, val_accuracy, p_stop
+    before: dict[str, Any]  # the same before the first step
+    uniform_loss: float  # ln V: the loss of guessing evenly
+    weights_sha256: str
+    peak_memory_bytes: int
+    skipped_steps: int
+    precision: str
+    compiled: bool
+    lr: float
+    data_report: dict[str, Any]
+    prompt_language: dict[str, Any]  # sft: answers in the prompt's language, per language
+
+    def __str__(self) -> str:
+        rows = {"model": self.model, "parameters": f"{self.parameters:,}"}
+        if self.trained_parameters != self.parameters:
+            rows["parameters"] += f", {self.trained_parameters:,} trained"
+        speed = f"{self.tokens_per_second:,.0f} tokens/s, MFU {self.mfu:.0%}"
+        rows["trained"] = f"{self.steps:,} steps, {self.tokens:,} tokens in {duration(self.seconds)}: {speed}"
+        held_out = _validation(self.before, self.final)
+        rows["loss"] = f"{self.final['train_loss']:.4f} train{held_out} (even guessing {self.uniform_loss:.4f})"
+        bpb = {lang: value for lang, value in (self.final.get("val_bpb") or {}).items() if value is not None}
+        if bpb:
+            rows["bits per byte"] = "  ".join(f"{lang} {value:.3f}" for lang, value in bpb.items())
+            rows["accuracy"] = f"{self.final['val_accuracy']:.1%} of next tokens"
+        if self.final.get("p_stop") is not None:
+            rows["P(stop)"] = f"{self.final['p_stop']:.3f} where held-out answers end"
+        for lang, count in self.prompt_language.items():
+            rows[f"answers in {lang}"] = f"{count['right']} of {count['asked']} held-out prompts, in their language"
+        rows["peak memory"] = f"{self.peak_memory_bytes / 2**30:.2f} GiB"
+        rows["weights sha256"] = self.weights_sha256
+        return "\n".join(f"{name:15} {value}" for name, value in rows.items())
+
+
+def _validation(before: dict[str, Any], final: dict[str, Any]) -> str:
+    if final.get("val_loss") is None:
+        return ""
+    start = f"{before['val_loss']:.4f} → " if before.get("val_loss") is not None else ""
+    return f", {start}{final['val_loss']:.4f} held out"
+
+
+def _evaluation(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in ("val_loss", "val_bpb", "val_accuracy", "p_stop", "train_p_stop") if key in row}
+
+
+def finish(
+    stage: Stage,
+    job: Job,
+    outcome: Outcome,
+    data_report: dict[str, Any],
+    prompt_language: dict[str, Any] | None = None,
+) -> TrainingResult:
+    """Seal the run with its facts and give them back."""
+    state, model = outcome.state, job.model
+    rates = [row for row in read_rows(stage.output / METRICS) if "mfu" in row][3:] or [{"mfu": 0.0}]
+    result = TrainingResult(
+        output=str(stage.output), model=str(stage.output / "model"),
+        parameters=model.config.num_parameters,
+        trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        steps=state.step, tokens=state.tokens, tokens_per_second=state.tokens / max(state.seconds, 1e-9),
+        mfu=sum(row["mfu"] for row in rates) / len(rates), seconds=state.seconds,
+        final={"train_loss": outcome.train_loss, **_evaluation(outcome.final)}, before=_evaluation(outcome.before),
+        uniform_loss=math.log(model.config.vocab_size), weights_sha256=outcome.weights_sha256,
+        peak_memory_bytes=peak_memory_bytes(), skipped_steps=state.guard.skipped, precision=outcome.resolved.precision,
+        compiled=outcome.resolved.compile, lr=outcome.resolved.lr, data_report=data_report,
+        prompt_language=prompt_language or {},
+    )  # fmt: skip
+    facts = {key: value for key, value in asdict(result).items() if key not in ("output", "model")}
+    stage.finish(digest_json([result.weights_sha256, job.tokenizer.sha256]), facts)
+    return result
+
+
+def already_done(stage: Stage, config: StageConfig) -> TrainingResult:
+    """The result of a run finished earlier."""
+    assert stage.manifest is not None
+    say(f"{config.output}: already done")
+    return TrainingResult(
+        output=str(config.output), model=str(Path(config.output) / "model"), **stage.manifest["facts"]
+    )

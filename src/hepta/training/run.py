@@ -1,0 +1,206 @@
+"""A run's parts put together: model, optimizer, checkpoint, log; and what is done with them between steps."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hepta.console import say, warn
+from hepta.objectives.causal import Causal, softmax_gradient
+from hepta.planning.cost import TRAINING_FACTOR, flops_per_token
+from hepta.stage import Stage, atomic_directory
+from hepta.training.checkpoint import Checkpoint, latest_checkpoint, prune, publish, save_checkpoint, sweep
+from hepta.training.config import TrainingConfig
+from hepta.training.evaluate import bytes_per_token, describe_evaluation, evaluate
+from hepta.training.guard import Guard
+from hepta.training.job import Job, State
+from hepta.training.metrics import RunLog, peak_memory_bytes
+from hepta.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
+from hepta.training.resolve import (
+    Resolved,
+    carry_over,
+    prepare_machine,
+    read_resolved,
+    resolve,
+    write_environment,
+    write_resolved,
+)  # fmt: skip
+from hepta.training.samples import answer
+from hepta.training.schedule import total_steps
+from hepta.training.step import Batch, StepResult, micro_batches, run_step
+
+
+def real_tokens(order: Any, first: int, batches: list[Batch]) -> int:
+    """Tokens that are not padding, in batches that begin with sequence ``first``; padding is the segment after the last."""
+    segments = [row for batch in batches for row in batch["segment_ids"]]
+    return sum(int((row < len(order.languages(n))).sum()) for n, row in enumerate(segments, first))
+
+
+class Run:
+    """Everything of one training run in this process; ``state`` says where it stands."""
+
+    def __init__(self, config: TrainingConfig, stage: Stage, job: Job) -> None:
+        self.config, self.stage, self.job, self.path = config, stage, job, config.output
+        sweep(self.path)
+        self.checkpoint: Checkpoint | None = latest_checkpoint(self.path)
+        self.state = State(Guard(config.spike))
+        self.resolved = self._resolve()
+        prepare_machine(self.resolved)
+        job.model.to(self.resolved.device)
+        job.model.compute_dtype = self.resolved.compute_dtype
+        kernel = softmax_gradient
+        if self.resolved.compile:
+            for block in job.model.model.layers:
+                block.compile(dynamic=False)  # one by one: all share one compiled graph
+            kernel = torch.compile(softmax_gradient, dynamic=False)
+        self.objective = Causal(config.z_loss, kernel)
+        self.optimizer = make_optimizer(job.model, config.weight_decay)
+        if self.checkpoint is not None:
+            job.restore(self.checkpoint.path)
+            restore_optimizer(job.model, self.optimizer, self.checkpoint.optimizer_tensors())
+            self.state = State.read(self.checkpoint.state, config.spike)
+            say(f"{self.path}: going on from step {self.state.step}")
+        unfinished = stage.manifest is None and self.state.step == self.resolved.total_steps
+        self.log = RunLog(self.path, self.state.step if self.checkpoint else -1, evaluated=not unfinished)
+        self.widths = bytes_per_token(job.tokenizer, job.model.config.vocab_size)
+
+    def _resolve(self) -> Resolved:
+        old = read_resolved(self.path)
+        if old is not None:
+            return carry_over(self.config, old)
+        config, per_epoch = self.config, self.job.train.sequences_per_epoch * self.config.sequence_length
+        limits = [config.tokens, config.max_steps and config.max_steps * config.batch_tokens]
+        limits.append((config.epochs or 1) * per_epoch if config.epochs or not any(limits) else None)
+        most = min(limit for limit in limits if limit) if config.minutes is None else float("inf")
+        return resolve(config, self.job.model.config, self.job.lr, most)
+
+    def settle_steps(self) -> int:
+        """Turn the budgets into a number of steps, once; the same budgets later give the same number."""
+        config = self.config
+        budget = {key: getattr(config, key) for key in config.fields_of_kind("budget")}
+        if self.resolved.total_steps and self.resolved.budget == budget:
+            return self.resolved.total_steps
+        seconds, affordable = self.resolved.step_seconds, None
+        if config.minutes is not None:
+            seconds = seconds or self._measure()
+            spent = time.time() - self.stage.started if self.checkpoint is None else 0.0
+            affordable = max(
+                1, int((config.minutes * 60 - spent) * 0.95 / seconds)
+            )  # the rest: evaluations and saves
+        per_step = config.sequences_per_step
+        some = [micro_batches(self.job.train, step, per_step, self.resolved.micro_batch) for step in range(4)]
+        filled = sum(real_tokens(self.job.train, step * per_step, part) for step, part in enumerate(some)) / len(some)
+        limits = (config.max_steps, config.tokens, config.epochs, affordable)
+        total = total_steps(filled, per_step, self.job.train.sequences_per_epoch, *limits)
+        if total < self.state.step:
+            warn(f"the budget is {total} steps and {self.state.step} are done: nothing to add")
+        total = max(total, self.state.step)
+        self.resolved = replace(self.resolved, total_steps=total, step_seconds=seconds, budget=budget)
+        write_resolved(self.path, self.job.verb, config, self.resolved)
+        write_environment(self.path)
+        start = {"total_steps": total, "sequences_per_step": per_step, "data": self.job.train.digest}
+        self.log.event({"step": self.state.step, "event": "start", **start})
+        return total
+
+    def _measure(self) -> float:
+        """Seconds of one step: a few steps with learning rate 0 and an optimizer thrown away after."""
+        optimizer, guard = make_optimizer(self.job.model, self.config.weight_decay), Guard(float("inf"))
+        per_step, micro = self.config.sequences_per_step, self.resolved.micro_batch
+        times: list[float] = []
+        while len(times) < 3 or (len(times) < 8 and sum(times[1:]) < 5):
+            began = time.perf_counter()
+            batches = micro_batches(self.job.train, len(times), per_step, micro)
+            run_step(self.job.model, optimizer, self.objective, batches, 0.0, self.config.clip_norm, guard)
+            times.append(time.perf_counter() - began)
+        return sorted(times[1:])[(len(times) - 1) // 2]  # the first one compiles
+
+    def record(self, result: StepResult, rate: float, tokens: int, seconds: float) -> dict[str, Any]:
+        """Count a step and write its row; close the epoch that it ends."""
+        state, config = self.state, self.config
+        per_epoch, sequences = self.job.train.sequences_per_epoch, config.sequences_per_step
+        epoch = state.step * sequences // per_epoch
+        state.step, state.tokens, state.seconds = state.step + 1, state.tokens + tokens, state.seconds + seconds
+        state.val_loss = None
+        if result.skipped is None:
+            state.epoch_loss += result.loss * result.weight
+            state.epoch_weight += result.weight
+        flops = TRAINING_FACTOR * flops_per_token(self.job.model.config, config.sequence_length) * tokens
+        row = {
+            "step": state.step, "epoch": state.step * sequences / per_epoch, "tokens_seen": state.tokens,
+            "loss": result.loss, "grad_norm": result.grad_norm, "lr": rate, "tokens_per_second": tokens / seconds,
+            "mfu": flops / seconds / (self.resolved.peak_gflops * 1e9), "memory_bytes": peak_memory_bytes(),
+            "seconds": state.seconds,
+        }  # fmt: skip
+        self.log.metrics(row)
+        if result.skipped is not None:
+            self._note_skip(result.skipped)
+        last = state.step == self.resolved.total_steps
+        if (last or state.step * sequences // per_epoch > epoch) and state.epoch_weight:
+            mean, whole = state.epoch_loss / state.epoch_weight, int(row["epoch"])
+            part = row["epoch"] - whole if last else 0.0
+            say(
+                f"Epoch {whole + 1} ({part:.0%} of it)  loss {mean:.4f}"
+                if part
+                else f"Epoch {whole}  loss {mean:.4f}"
+            )
+            self.log.metrics({"step": state.step, "epoch": row["epoch"], "epoch_loss": mean})
+            state.epoch_loss, state.epoch_weight = 0.0, 0
+        return row
+
+    def _documents(self, first: int, end: int) -> list[str]:
+        return sorted({name for n in range(first, end) for name in self.job.train.where(n)})
+
+    def _note_skip(self, reason: str) -> None:
+        step, per_step = self.state.step, self.config.sequences_per_step
+        window = [(step - 1) * per_step, step * per_step]
+        event = {"step": step, "event": "skip", "reason": reason, "sequences": window}
+        self.log.event({**event, "documents": self._documents(*window)})
+        warn(f"step {step} skipped, weights untouched: {reason} (its documents: {self.path / 'journal.jsonl'})")
+
+    def warn_masked(self, batches: list[Batch]) -> None:
+        """Name the documents of a micro-batch in which nothing is supervised (trap R4)."""
+        place = self.state.step * self.config.sequences_per_step
+        for batch in batches:
+            end = place + batch["labels"].shape[0]
+            if not self.objective.weight(batch):
+                names = ", ".join(self._documents(place, end)[:4])
+                warn(f"sequences {place} to {end - 1} have no supervised token (from {names})")
+            place = end
+
+    def evaluate(self, most_tokens: int | None) -> dict[str, Any]:
+        """Score the held-out data, answer the sample prompts, write both."""
+        job, row = self.job, {"step": self.state.step}
+        if job.held_out is not None and job.held_out.sequences_per_epoch:
+            with torch.compiler.set_stance("force_eager"):  # a second graph, without gradients, would not pay
+                micro = self.resolved.micro_batch
+                scores = evaluate(
+                    job.model, self.objective, job.held_out, self.widths, job.answer_ends, micro, most_tokens
+                )
+            row |= scores.row()
+            self.state.val_loss = row["val_loss"]
+            self.log.metrics(row)
+            say(describe_evaluation(row, job.model.config.vocab_size))
+        for prompt, text in zip(job.prompts, answer(job.model, job.tokenizer, job.prompts), strict=True):
+            said = {"kind": prompt.kind, "lang": prompt.lang, "held_out": prompt.held_out}
+            self.log.sample({"step": self.state.step, "stage": job.verb, "prompt": prompt.text, "text": text, **said})
+        return row
+
+    def save(self) -> Path:
+        """Write the checkpoint of this step and drop those no longer needed."""
+        tensors = optimizer_tensors(self.job.model, self.optimizer)
+        step, state = self.state.step, self.state.saved()
+        path = save_checkpoint(self.path, step, lambda place: self.job.save(place, None), tensors, state)
+        prune(self.path, self.config.checkpoint.keep)
+        return path
+
+    def publish(self) -> None:
+        """Write ``RUN/model``: hard links to the last checkpoint's where that is the same bytes."""
+        last = latest_checkpoint(self.path)
+        assert last is not None, "the last step saves"
+        if self.config.save_dtype == "fp32" and self.job.whole_model:
+            publish(self.path, last.path)
+            return
+        with atomic_directory(self.path / "model") as directory:
+            self.job.save(directory, torch.bfloat16 if self.config.save_dtype == "bf16" else None)

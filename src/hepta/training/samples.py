@@ -1,0 +1,56 @@
+"""What the model says to fixed prompts while it trains, and whether it answers in the prompt's language."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+SAMPLE_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt to answer at each evaluation."""
+
+    text: str  # what people read
+    ids: list[int]  # what the model reads
+    kind: str  # completion or chat
+    lang: str
+    held_out: bool = False
+
+
+def han_share(text: str) -> float:
+    """Share of Chinese characters among Chinese characters and Latin letters; 0 where there are neither."""
+    han = sum("\u4e00" <= char <= "\u9fff" or "\u3400" <= char <= "\u4dbf" for char in text)
+    latin = sum(char.isalpha() and char.isascii() for char in text)
+    return han / (han + latin) if han + latin else 0.0
+
+
+def language_of(text: str) -> str:
+    """``zh`` where at least three in ten letters are Chinese (a character says more than a letter), else ``en``."""
+    return "zh" if han_share(text) >= 0.3 else "en"
+
+
+def answers_in(text: str, lang: str) -> bool:
+    """Whether a text is in ``lang``; an empty answer is in no language."""
+    return any(char.isalpha() for char in text) and language_of(text) == lang
+
+
+def answer(model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int = SAMPLE_TOKENS) -> list[str]:
+    """Greedy answers, in the order of ``prompts``."""
+    if not prompts:
+        return []
+    from hepta.generation.engine import Engine
+
+    training = model.training
+    model.eval()
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # lengths change with every token
+        texts = [
+            c.text
+            for c in Engine(model, tokenizer).generate(
+                [p.ids for p in prompts], max_new_tokens=max_new_tokens, temperature=0
+            )
+        ]
+    model.train(training)
+    return texts

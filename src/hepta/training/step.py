@@ -1,0 +1,87 @@
+"""One optimizer step: accumulate, judge, clip, update."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hepta.objectives.causal import Causal
+from hepta.training.guard import Guard
+from hepta.training.optimizer import clip_gradients, gradient_norm, set_learning_rate
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step measured."""
+
+    loss: float  # mean nats per supervised token
+    weight: int  # supervised tokens
+    grad_norm: float  # before clipping
+    skipped: str | None  # why the weights were not touched
+
+
+def micro_batches(order: Any, step: int, per_step: int, micro: int) -> list[Batch]:
+    """The micro-batches of a step: sequences ``step·per_step`` to ``(step + 1)·per_step`` of the run.
+
+    They cross the edges of epochs without a gap, so no window is ever left partly filled (trap R3).
+    """
+    first, end = step * per_step, (step + 1) * per_step
+    parts = [order.batch(start, min(micro, end - start)) for start in range(first, end, micro)]
+    return [{name: torch.from_numpy(value) for name, value in part.items()} for part in parts]
+
+
+def stream_steps(order: Any, first: int, end: int, per_step: int, micro: int, workers: int) -> Iterator[list[Batch]]:
+    """Micro-batches of steps ``first`` to ``end``, prepared ahead by ``workers`` threads."""
+    if workers == 0:
+        for step in range(first, end):
+            yield micro_batches(order, step, per_step, micro)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque(
+            pool.submit(micro_batches, order, step, per_step, micro)
+            for step in range(first, min(end, first + workers))
+        )
+        for step in range(first + workers, end + workers):
+            ready = waiting.popleft().result()
+            if step < end:
+                waiting.append(pool.submit(micro_batches, order, step, per_step, micro))
+            yield ready
+
+
+def run_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: Causal,
+    batches: Sequence[Batch],
+    lr: float,
+    clip_norm: float,
+    guard: Guard,
+) -> StepResult:
+    """Accumulate the gradients of all micro-batches, then update once, or not at all.
+
+    The sum of losses is divided by the supervised tokens of the *whole* step, which labels tell before the
+    first backward pass; so any cut into micro-batches gives the same gradient (trap R1).
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    device = parameters[0].device
+    weight = sum(objective.weight(batch) for batch in batches)
+    total = torch.zeros((), device=device)
+    for batch in batches:
+        part = objective(model, {name: value.to(device) for name, value in batch.items()})
+        (part.total / max(weight, 1)).backward()
+        total += part.total.detach()
+    loss = float(total) / max(weight, 1)
+    norm = gradient_norm(parameters)
+    reason = guard.verdict(loss, float(norm)) if weight else "no token of this step is supervised"
+    if reason is None:  # a branch, never a product with zero: 0 · NaN is NaN (trap R5)
+        clip_gradients(parameters, norm, clip_norm)
+        set_learning_rate(optimizer, lr)
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return StepResult(loss, weight, float(norm), reason)

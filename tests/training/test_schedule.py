@@ -1,0 +1,87 @@
+"""Promises of schedules and budgets."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from tiny import losses, tiny_job, tiny_run
+
+from hepta.training.resolve import read_resolved
+from hepta.training.schedule import learning_rate, total_steps, warmup_steps
+
+
+def rates(total: int, schedule: str, warmup: float) -> list[float]:
+    return [learning_rate(step, total, 1.0, schedule, warmup) for step in range(total)]
+
+
+def test_warm_up_has_at_least_one_step_and_ends_at_the_peak() -> None:
+    """Trap R10: also in a run of one or three steps."""
+    assert [warmup_steps(0.01, total) for total in (1, 3, 1000)] == [1, 1, 10]
+    assert warmup_steps(0, 50) == 1
+    assert warmup_steps(30, 50) == 30
+    assert rates(10, "constant", 4) == [0.25, 0.5, 0.75, 1.0, 1, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
+def test_schedules_start_at_the_peak_and_end_near_zero(schedule: str) -> None:
+    values = rates(200, schedule, 0.05)
+    assert max(values) == 1.0
+    assert values[10] == pytest.approx(1.0, abs=1e-3)
+    assert 0 < values[-1] < 0.03
+    assert all(later <= earlier for earlier, later in pairwise(values[10:]))
+
+
+def test_wsd_is_flat_until_its_last_fifth() -> None:
+    values = rates(100, "wsd", 5)
+    assert values[4:81] == [1.0] * 77
+    assert values[90] == pytest.approx(0.5)
+
+
+def test_first_budget_reached_ends() -> None:
+    """Trap R10: each of max_steps, tokens, minutes and epochs is obeyed."""
+    assert total_steps(100, 4, 40, max_steps=7, tokens=10_000, epochs=5) == 7
+    assert total_steps(100, 4, 40, max_steps=70, tokens=1050) == 11
+    assert total_steps(100, 4, 40, max_steps=70, affordable=9) == 9
+    assert total_steps(100, 4, 41, epochs=2) == 21
+    assert total_steps(100, 4, 40) == 10, "nothing given: one epoch"
+
+
+def test_run_obeys_a_token_budget_without_counting_padding(tmp_path: Path) -> None:
+    outcome = tiny_run(tmp_path / "run", max_steps=None, tokens=900)
+    assert outcome.state.tokens == 1024, "the first multiple of 128 that is at least 900"
+
+
+def test_minutes_become_steps_once_and_are_read_back(tmp_path: Path) -> None:
+    """Nothing automatic twice: the second process does not measure again."""
+    run, budget = tmp_path / "run", {"max_steps": 500, "minutes": 0.05, "schedule": "constant"}
+    job = tiny_job(run)
+    job.save = lambda place, dtype: place.joinpath("missing", "file").write_text("")  # crash at the first save
+    with pytest.raises(FileNotFoundError):
+        tiny_run(run, job, **budget)
+    first = read_resolved(run)
+    assert first is not None
+    assert first.step_seconds is not None
+    assert 1 <= first.total_steps <= 500
+    tiny_run(run, **budget)
+    assert read_resolved(run) == first
+    assert losses(run)[-1][0] == first.total_steps
+
+
+def test_measuring_steps_leaves_the_weights_as_they_were(tmp_path: Path) -> None:
+    """The steps taken to price a minute are not training."""
+    run = tmp_path / "a"
+    timed = tiny_run(run, max_steps=5, minutes=10)
+    assert timed.resolved.total_steps == 5
+    assert timed.weights_sha256 == tiny_run(tmp_path / "b", tiny_job(tmp_path / "b"), max_steps=5).weights_sha256
+
+
+def test_schedule_counts_optimizer_steps_not_micro_batches(tmp_path: Path) -> None:
+    """Trap R10: accumulating over 1 or 4 sequences at a time gives the same rates."""
+    found = []
+    for micro in (1, 4):
+        tiny_run(tmp_path / str(micro), micro_batch=micro)
+        rows = [json.loads(line) for line in (tmp_path / str(micro) / "metrics.jsonl").read_text().splitlines()]
+        found.append([row["lr"] for row in rows if "lr" in row])
+    assert found[0] == found[1]
+    assert len(found[0]) == 12
