@@ -1,6 +1,6 @@
 """Model directories in and out: exactly Hugging Face's layout, plus ``hepta.json``.
 
-Weights are safetensors only; no pickle is ever read or written.
+Weights are safetensors only: what could run code when read is neither read nor written.
 """
 
 import os
@@ -77,7 +77,7 @@ def weight_files(directory: Path) -> dict[Path, list[str] | None]:
     if (directory / WEIGHTS).is_file():
         return {directory / WEIGHTS: None}
     if others := sorted(f.name for f in directory.glob("*.bin")):
-        raise HeptaError(f"{directory}: weights only as {others[0]}, a pickle, never read; save them as safetensors")
+        raise HeptaError(f"{directory}: weights only as {others[0]}, which may run code and is never read")
     raise HeptaError(f"{directory}: no weights ({WEIGHTS} or {INDEX}); the directory is not complete")
 
 
