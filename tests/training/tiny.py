@@ -23,6 +23,7 @@ from hepta.model.load import save_model
 from hepta.stage import claim
 from hepta.tokenizer.load import load_tokenizer
 from hepta.tokenizer.pattern import byte_alphabet
+from hepta.tokenizer.template import CHATML
 from hepta.training.config import TrainingConfig
 from hepta.training.job import Job, Outcome
 from hepta.training.loop import train
@@ -60,10 +61,9 @@ def byte_tokenizer(directory: Path) -> Path:
         },
     }  # fmt: skip
     (directory / "tokenizer.json").write_text(json.dumps(spec))
+    template = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHATML}
     names = {"eos_token": specials[0], "bos_token": specials[0], "pad_token": specials[1]}
-    (directory / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names})
-    )
+    (directory / "tokenizer_config.json").write_text(json.dumps({**template, **names}))
     return directory
 
 

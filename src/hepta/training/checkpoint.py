@@ -46,7 +46,7 @@ def weights_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
         value = tensor.detach().to("cpu").contiguous()
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(memoryview(value.view(-1).view(torch.uint8).numpy()))
+        digest.update(value.view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

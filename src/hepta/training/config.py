@@ -61,7 +61,6 @@ class TrainingConfig(StageConfig):
     sequence_length: int = identity(512, "tokens per sequence", ge=8)
     batch_tokens: int = identity(16_384, "tokens per optimizer step, a multiple of sequence_length", ge=8)
     micro_batch: int | None = operational(None, "sequences per forward pass; none given: about 8,192 tokens", ge=1)
-    document_mask: bool = identity(True, "tokens see their own document only")
     checkpoint: CheckpointKeys = operational(CheckpointKeys(), "checkpoint.every, checkpoint.keep")
     eval: EvalKeys = operational(EvalKeys(), "eval.every, eval.tokens")
     sample_prompts: list[str] = operational(PROMPTS, "prompts answered at each evaluation")
@@ -85,7 +84,8 @@ class PretrainConfig(TrainingConfig):
     """Train a language model from token shards."""
 
     data: Path = input_path(doc="token shards (hepta tokens build)")
-    model: str = input_path("nano", "preset (nano, micro, mini, small, 1b, 7b) or model directory to go on from")
+    model: str = input_path("nano", doc="preset (nano, micro, mini, small, 1b, 7b) or model directory to go on from")
+    document_mask: bool = identity(True, "tokens see their own document only")
 
 
 class SftConfig(TrainingConfig):
@@ -101,7 +101,12 @@ class SftConfig(TrainingConfig):
     targets: list[str] | Literal["all"] = identity("all", "lora: matrices adapted, for example [q_proj, v_proj]")
     dropout: float = identity(0.0, "lora: dropout before the adapters", ge=0, lt=1)
     packing: bool = identity(True, "several conversations per sequence, each seeing only itself")
-    overlong: Literal["drop", "split", "keep-answer"] = identity("drop", "conversations longer than a sequence")
+    overlong: Literal["drop", "split", "keep-answer", "error"] = identity(
+        "drop", "conversations longer than a sequence: drop, split at turns, keep-answer (cut the question), or error"
+    )
+    loss_on: Literal["all", "last"] = identity(
+        "all", "answers supervised: all of a conversation, or the last one only"
+    )
     bad_rows: Literal["drop", "error"] = identity("drop", "rows that are no conversation: drop and count, or stop")
     validation: float = identity(0.05, "share of conversations held out", ge=0, lt=0.5)
 

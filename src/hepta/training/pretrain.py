@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from hepta.catalog.documents import language_by_script
 from hepta.config import HeptaError
 from hepta.model.config import PRESETS
 from hepta.model.load import build_model, read_tensors, save_model
@@ -14,7 +15,7 @@ from hepta.training.job import Job
 from hepta.training.loop import train
 from hepta.training.resolve import automatic_lr
 from hepta.training.result import TrainingResult, already_done, finish
-from hepta.training.samples import Prompt, language_of
+from hepta.training.samples import Prompt
 
 VERSION = 1
 
@@ -30,7 +31,8 @@ def restore_weights(model: torch.nn.Module, directory: Path) -> None:
 def completion_prompts(texts: list[str], tokenizer: Any) -> list[Prompt]:
     """Sample prompts as a language model reads them: document start, then the text."""
     return [
-        Prompt(text, [tokenizer.bos_id, *tokenizer.encode(text)], "completion", language_of(text)) for text in texts
+        Prompt(text, [tokenizer.bos_id, *tokenizer.encode(text)], "completion", language_by_script(text))
+        for text in texts
     ]
 
 

@@ -35,7 +35,8 @@ class TrainingResult:
     compiled: bool
     lr: float
     data_report: dict[str, Any]
-    prompt_language: dict[str, Any]  # sft: answers in the prompt's language, per language
+    p_stop: dict[str, float | None]  # sft: mean probability of the stop token where answers end, train and held_out
+    prompt_language: dict[str, dict[str, int]]  # sft: asked and answered in the prompt's language, per language
 
     def __str__(self) -> str:
         rows = {"model": self.model, "parameters": f"{self.parameters:,}"}
@@ -49,8 +50,9 @@ class TrainingResult:
         if bpb:
             rows["bits per byte"] = "  ".join(f"{lang} {value:.3f}" for lang, value in bpb.items())
             rows["accuracy"] = f"{self.final['val_accuracy']:.1%} of next tokens"
-        if self.final.get("p_stop") is not None:
-            rows["P(stop)"] = f"{self.final['p_stop']:.3f} where held-out answers end"
+        stops = [f"{value:.3f} {kind.replace('_', ' ')}" for kind, value in self.p_stop.items() if value is not None]
+        if stops:
+            rows["P(stop)"] = f"{', '.join(stops)}, where answers end"
         for lang, count in self.prompt_language.items():
             rows[f"answers in {lang}"] = f"{count['right']} of {count['asked']} held-out prompts, in their language"
         rows["peak memory"] = f"{self.peak_memory_bytes / 2**30:.2f} GiB"
@@ -66,7 +68,7 @@ def _validation(before: dict[str, Any], final: dict[str, Any]) -> str:
 
 
 def _evaluation(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: row[key] for key in ("val_loss", "val_bpb", "val_accuracy", "p_stop", "train_p_stop") if key in row}
+    return {key: row[key] for key in ("val_loss", "val_bpb", "val_accuracy", "p_stop") if key in row}
 
 
 def finish(
@@ -74,7 +76,8 @@ def finish(
     job: Job,
     outcome: Outcome,
     data_report: dict[str, Any],
-    prompt_language: dict[str, Any] | None = None,
+    p_stop: dict[str, float | None] | None = None,
+    prompt_language: dict[str, dict[str, int]] | None = None,
 ) -> TrainingResult:
     """Seal the run with its facts and give them back."""
     state, model = outcome.state, job.model
@@ -89,7 +92,7 @@ def finish(
         uniform_loss=math.log(model.config.vocab_size), weights_sha256=outcome.weights_sha256,
         peak_memory_bytes=peak_memory_bytes(), skipped_steps=state.guard.skipped, precision=outcome.resolved.precision,
         compiled=outcome.resolved.compile, lr=outcome.resolved.lr, data_report=data_report,
-        prompt_language=prompt_language or {},
+        p_stop=p_stop or {}, prompt_language=prompt_language or {},
     )  # fmt: skip
     facts = {key: value for key, value in asdict(result).items() if key not in ("output", "model")}
     stage.finish(digest_json([result.weights_sha256, job.tokenizer.sha256]), facts)

@@ -33,7 +33,7 @@ from hepta.training.step import Batch, StepResult, micro_batches, run_step
 
 
 def real_tokens(order: Any, first: int, batches: list[Batch]) -> int:
-    """Tokens that are not padding, in batches that begin with sequence ``first``; padding is the segment after the last."""
+    """Tokens of batches that begin with sequence ``first``; padding, the segment after the last, is not counted."""
     segments = [row for batch in batches for row in batch["segment_ids"]]
     return sum(int((row < len(order.languages(n))).sum()) for n, row in enumerate(segments, first))
 

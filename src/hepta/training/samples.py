@@ -20,23 +20,6 @@ class Prompt:
     held_out: bool = False
 
 
-def han_share(text: str) -> float:
-    """Share of Chinese characters among Chinese characters and Latin letters; 0 where there are neither."""
-    han = sum("\u4e00" <= char <= "\u9fff" or "\u3400" <= char <= "\u4dbf" for char in text)
-    latin = sum(char.isalpha() and char.isascii() for char in text)
-    return han / (han + latin) if han + latin else 0.0
-
-
-def language_of(text: str) -> str:
-    """``zh`` where at least three in ten letters are Chinese (a character says more than a letter), else ``en``."""
-    return "zh" if han_share(text) >= 0.3 else "en"
-
-
-def answers_in(text: str, lang: str) -> bool:
-    """Whether a text is in ``lang``; an empty answer is in no language."""
-    return any(char.isalpha() for char in text) and language_of(text) == lang
-
-
 def answer(model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int = SAMPLE_TOKENS) -> list[str]:
     """Greedy answers, in the order of ``prompts``."""
     if not prompts:
