@@ -23,7 +23,8 @@ FAMILIES = {
         640, 64, 96, 3, 4, 1, 32, family="qwen3", qk_norm=True, sliding_window=5, window_layers=(True, False, True)),
     "biases, untied": ModelConfig(640, 64, 96, 3, 4, 4, 16, family="qwen2", attention_bias=True, tied=False),
 }  # fmt: skip
-TEXTS = ["The", "今天天气怎么样？我们去", "A long prompt, much longer than the others, about a river in the north.", "第三回", "It"]
+LONG = "A long prompt, much longer than the others, about a river in the north."
+TEXTS = ["The", "今天天气怎么样？我们去", LONG, "第三回", "It"]
 
 
 def noisy(config: ModelConfig, scale: float = 0.15) -> Decoder:

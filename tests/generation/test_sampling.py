@@ -12,8 +12,9 @@ from hepta.generation.sampling import Sampling, draw, penalize, probabilities
 
 LOGITS = [2.0, 1.0, 0.5, 0.49, 0.0, -1.0, -1.5, -30.0]
 CASES = [
-    Sampling(1.0), Sampling(0.3), Sampling(2.5), Sampling(1.0, top_k=1), Sampling(1.0, top_k=3), Sampling(1.0, top_k=99),
-    Sampling(1.0, top_p=0.001), Sampling(1.0, top_p=0.6), Sampling(0.7, top_p=0.95), Sampling(1.0, min_p=0.2),
+    Sampling(1.0), Sampling(0.3), Sampling(2.5), Sampling(1.0, top_k=1), Sampling(1.0, top_k=3),
+    Sampling(1.0, top_k=99), Sampling(1.0, top_p=0.001), Sampling(1.0, top_p=0.6),
+    Sampling(0.7, top_p=0.95), Sampling(1.0, min_p=0.2),
     Sampling(1.0, min_p=0.999), Sampling(1.3, top_k=5, top_p=0.8, min_p=0.15),
 ]  # fmt: skip
 
@@ -79,8 +80,8 @@ def test_draws_follow_the_distribution_and_never_take_probability_zero() -> None
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -1}, {"temperature": math.nan}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": 1.0},
-              {"repetition_penalty": 0.0}],
+    "wrong", [{"temperature": -1}, {"temperature": math.nan}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1},
+              {"min_p": 1.0}, {"repetition_penalty": 0.0}],
 )  # fmt: skip
 def test_options_out_of_range_are_named(wrong: dict[str, float]) -> None:
     with pytest.raises(HeptaError, match=f"{next(iter(wrong))}: must be"):

@@ -1,13 +1,24 @@
-"""A small real tokenizer, trained once."""
+"""A small real tokenizer, trained once; one thread."""
 
 import json
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 
 from hepta.tokenizer.config import TokenizerConfig
 from hepta.tokenizer.train import train_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small are faster on one thread, and threads of neighbours cannot slow them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
