@@ -68,6 +68,8 @@ def cut(
     roots = components(len(doc_ids), edges, config.dedup.threshold, {**exact, **first_of_id})
     giants, clusters = _giants(candidates, roots, config.dedup, doc_ids, warnings)
     split = assign_splits(config.split, doc_ids, languages, passed, roots, giants, columns["chars"], warnings)
+    if len(passed) and not passed.any():
+        warnings.append("every document was dropped; hepta corpus stats shows by which rules")
     for row in list(twin):  # a twin's keeper may itself have been dropped for a better one
         while twin[row] in twin:
             twin[row] = twin[twin[row]]

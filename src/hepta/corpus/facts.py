@@ -54,6 +54,7 @@ def facts_of(
         "repaired": int(columns["repaired"].astype(bool).sum()),
         "duplicates": {
             "edges": len(decisions.edges.a),
+            "crowded": decisions.edges.crowded,
             "clusters": sum(decisions.clusters.values()),
             "largest_cluster": max(decisions.clusters, default=0),
         },

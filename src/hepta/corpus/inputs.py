@@ -16,7 +16,7 @@ FORMATS = {
 }  # fmt: skip
 PACKED = (".gz", ".zst")
 UNNAMED = "text"  # source of files given without a name, so that renaming or splitting them changes no doc_id
-UNIT_BYTES = (2 << 20, 64 << 20)  # least and most bytes of a work unit
+UNIT_BYTES = (1 << 20, 64 << 20)  # least and most bytes of a work unit
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 
 

@@ -221,21 +221,37 @@ def _parquet(piece: Piece, config: CorpusConfig) -> Iterator[Record | Fault]:
                 raise DamagedFile(_missing(file.text_column, names))
             groups = range(piece.start, table.num_row_groups if piece.end is None else piece.end)
             row_number = sum(table.metadata.row_group(group).num_rows for group in range(piece.start))
-            for batch in table.iter_batches(batch_size=1024, row_groups=list(groups)):
-                for index in range(batch.num_rows):
-                    yield _parquet_row(file, config, batch, index, row_number)
-                    row_number += 1
+            for group in groups:  # one by one: reading ahead into a damaged group would lose the one before
+                for batch in table.iter_batches(batch_size=1024, row_groups=[group]):
+                    for values in _batch_rows(batch):
+                        yield _parquet_row(file, config, values, row_number)
+                        row_number += 1
     except (pa.ArrowException, OSError) as reason:
         error = f"damaged Parquet: {str(reason).splitlines()[0]}"
         yield Fault(file.source, file.shown, row_number, error, ends_file=True)
 
 
-def _parquet_row(file: SourceFile, config: CorpusConfig, batch: Any, index: int, number: int) -> Record | Fault:
+def _batch_rows(batch: Any) -> Iterator[dict[str, Any] | str]:
+    """Rows of a batch; where a string is not UTF-8, its row is the error's text instead."""
     try:
-        row = {name: batch.column(name)[index].as_py() for name in batch.schema.names}
+        yield from batch.to_pylist()
+        return
+    except UnicodeDecodeError:
+        pass
+    for index in range(batch.num_rows):
+        try:
+            yield batch.slice(index, 1).to_pylist()[0]
+        except UnicodeDecodeError as error:
+            yield f"not utf-8: {error.reason} at byte {error.start}"
+
+
+def _parquet_row(file: SourceFile, config: CorpusConfig, row: dict[str, Any] | str, number: int) -> Record | Fault:
+    try:
+        if isinstance(row, str):
+            raise BadRecord(row)
         raw = orjson.dumps(row, default=str, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
         return _from_row(file, config, row, raw, f"row {number}")
-    except (BadRecord, UnicodeDecodeError, TypeError) as reason:
+    except (BadRecord, TypeError) as reason:
         return Fault(file.source, file.shown, number, str(reason), line=number + 1)
 
 
