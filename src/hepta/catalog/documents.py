@@ -1,6 +1,7 @@
 """Read documents back: from a finished corpus directory, or from plain .txt and .jsonl files."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from hepta.stage import UNFINISHED, read_manifest
 
 SPLITS = ("train", "val", "test")
 PLAIN = (".txt", ".jsonl")
+_HAN, _KANA, _LATIN = re.compile("[\u3400-\u9fff]+"), re.compile("[\u3040-\u30ff]+"), re.compile("[A-Za-z]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +118,7 @@ def _document(text: str, source: str) -> Document:
 def language_by_script(text: str) -> str:
     """A guess from the letters, for files no build has seen: zh, ja, ``en`` for any Latin script, else ``und``."""
     sample = text[:4000]
-    han = sum("\u3400" <= c <= "\u9fff" for c in sample)
-    kana = sum("\u3040" <= c <= "\u30ff" for c in sample)
-    latin = sum(c.isascii() and c.isalpha() for c in sample)
+    han, kana, latin = (sum(map(len, letters.findall(sample))) for letters in (_HAN, _KANA, _LATIN))
     if kana * 5 > han + kana > 0:
         return "ja"
     if han * 3 > latin:

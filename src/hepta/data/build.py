@@ -7,7 +7,7 @@ hash of its id, and within a shard documents lie in order of their ids.
 import os
 import shutil
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -111,46 +111,58 @@ def split_of(document: Document, holdout: float) -> str:
     return "val" if place < holdout else "test" if place < 2 * holdout else "train"
 
 
-def encode_document(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """``[bos] ids [eos]`` (n,) uint32; an empty document gives nothing (trap K4)."""
-    if not text:
-        return np.zeros(0, np.uint32)
-    ids = tokenizer.encode_array(text)
-    return np.concatenate([[tokenizer.bos_id], ids, [tokenizer.eos_id]]).astype(np.uint32)
+def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    """``[bos] ids [eos]`` of each text (n,) uint32; an empty document gives nothing (trap K4)."""
+    bos, eos = np.array([tokenizer.bos_id], np.uint32), np.array([tokenizer.eos_id], np.uint32)
+    nothing = np.zeros(0, np.uint32)
+    encoded = tokenizer.encode_arrays(texts)
+    return [np.concatenate((bos, ids, eos)) if text else nothing for text, ids in zip(texts, encoded, strict=True)]
 
 
 def _encode_all(config: TokensConfig, tokenizer: Tokenizer, building: Path) -> tuple[list[_Row], int]:
     """Append every document's ids to its shard's file, in any order; say where each one lies."""
     dtype = token_dtype(tokenizer.padded_size)
     rows: list[_Row] = []
-    ends: dict[Path, int] = defaultdict(int)
+    ends: dict[tuple[str, str, int], int] = defaultdict(int)
     empty = 0
 
     def encode(chunk: list[Document]) -> list[np.ndarray]:
-        return [encode_document(tokenizer, document.text) for document in chunk]
+        return encode_documents(tokenizer, [document.text for document in chunk])
 
-    total = sum(f.stat().st_size for f in config.input.rglob("*.parquet")) if config.input.is_dir() else 0
-    with progress("tokens", max(total, 1) / 1e6, "MB") as bar:
+    with progress("tokens", _text_bytes(config.input) / 1e6, "MB") as bar:
         for chunk, encoded in _in_threads(encode, _chunks(iter_documents(config.input)), config.workers):
-            pending: dict[Path, list[np.ndarray]] = defaultdict(list)
+            pending: dict[tuple[str, str, int], list[np.ndarray]] = defaultdict(list)
             for document, ids in zip(chunk, encoded, strict=True):
                 if not len(ids):
                     empty += 1
                     continue
                 split, shard = split_of(document, config.holdout), shard_of(document.doc_id, config.shards)
-                file = _shard_file(building, split, document.source, shard)
+                key = (split, document.source, shard)
                 size = len(document.text.encode("utf-8", "replace"))
                 rows.append(
-                    _Row(document.doc_id, document.source, document.lang, split, shard, ends[file], len(ids), size)
+                    _Row(document.doc_id, document.source, document.lang, split, shard, ends[key], len(ids), size)
                 )
-                ends[file] += len(ids)
-                pending[file].append(pack_ids(ids, dtype))
+                ends[key] += len(ids)
+                pending[key].append(ids)
                 bar.advance(size / 1e6)
-            for file, parts in pending.items():
+            for key, parts in pending.items():
+                file = _shard_file(building, *key)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with file.open("ab") as handle:
-                    handle.write(np.concatenate(parts).tobytes())
+                    handle.write(pack_ids(np.concatenate(parts), dtype).tobytes())
     return rows, empty
+
+
+def _text_bytes(path: Path) -> int:
+    """About how much text lies at ``path``, for the progress line."""
+    if path.is_file():
+        return path.stat().st_size
+    import pyarrow.parquet as parquet
+
+    kept = [parquet.ParquetFile(file).metadata for file in sorted(path.glob("kept/*.parquet"))]
+    if kept:
+        return sum(meta.row_group(i).total_byte_size for meta in kept for i in range(meta.num_row_groups))
+    return sum(file.stat().st_size for file in path.rglob("*") if file.suffix in (".txt", ".jsonl"))
 
 
 def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -189,11 +201,12 @@ def _shard_file(root: Path, split: str, source: str, shard: int) -> Path:
 
 def _sort_shards(building: Path, rows: list[_Row], dtype: np.dtype[Any]) -> dict[str, str]:
     """Rewrite each shard with its documents in order of id, write its index; xxh3 of every file."""
-    by_file: dict[Path, list[_Row]] = defaultdict(list)
+    by_shard: dict[tuple[str, str, int], list[_Row]] = defaultdict(list)
     for row in rows:
-        by_file[_shard_file(building, row.split, row.source, row.shard)].append(row)
+        by_shard[row.split, row.source, row.shard].append(row)
     files = {}
-    for file, members in sorted(by_file.items()):
+    for shard, members in sorted(by_shard.items()):
+        file = _shard_file(building, *shard)
         ids = np.fromfile(file, dtype=dtype)
         members.sort(key=lambda row: (row.doc_id, row.bytes))
         whole = np.concatenate([ids[row.start : row.start + row.tokens] for row in members])

@@ -183,9 +183,11 @@ class TokenOrder:
         """For each place of a block: its source, and which one of that source's in the block it is."""
         counts = self._before[block + 1] - self._before[block]
         sources = np.repeat(np.arange(len(counts)), counts)
-        ranks = np.arange(len(sources)) - np.repeat(np.cumsum(counts) - counts, counts)
-        order = shuffled(len(sources), key_of("block", self.seed, epoch, block))
-        return sources[order], ranks[order]
+        sources = sources[shuffled(len(sources), key_of("block", self.seed, epoch, block))]
+        ranks = np.empty_like(sources)
+        for source, count in enumerate(counts):
+            ranks[sources == source] = np.arange(count)
+        return sources, ranks
 
     def _allot(self, mix: Mapping[str, float] | None) -> list[int]:
         """Sequences of an epoch that each source gives."""
