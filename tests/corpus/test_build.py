@@ -197,6 +197,18 @@ def test_every_record_is_kept_dropped_or_quarantined(corpus, tmp_path, wiki_en):
     assert [fault["line"] for fault in faults] == [101, 102, 103]
 
 
+def test_new_documents_move_no_other_to_another_split(corpus, wiki_en):
+    """trap C5: a split comes from the document's own hash, not from how many there are."""
+    given = [json.loads(line) for line in lines_of(wiki_en, 400)]
+    keys = {"split": {"val": 0.2, "test": 0.2}}
+    splits = []
+    for name, count in (("few", 200), ("many", 400)):
+        done = corpus(given[:count], name=name, **keys)
+        splits.append({row["doc_id"]: row["split"] for row in rows(Path(done.output))})
+    assert len(splits[0]) >= 190
+    assert splits[0].items() <= splits[1].items()
+
+
 def test_each_language_has_documents_in_val_and_test(corpus, wiki_en, sanguo_zh):
     """A language of a hundred documents is not left without a held-out set by the luck of a hash."""
     for seed in range(3):

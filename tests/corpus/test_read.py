@@ -127,6 +127,15 @@ def test_bad_records_are_counted_with_their_lines(corpus, tmp_path):
         assert expected in fault["error"]
 
 
+def test_bad_lines_of_text_are_counted(corpus, tmp_path):
+    """trap C13: one document a line; the build's own invariant would also break."""
+    good = b"".join(f"good text {n}\n".encode() for n in range(100))
+    (tmp_path / "in.txt").write_bytes(good + b"not \xff utf\n" + b"last line")
+    done = corpus([tmp_path / "in.txt"], txt="line", **NO_RULES)
+    assert (done.read, done.kept, done.quarantined) == (102, 101, 1)
+    assert json.loads((tmp_path / "corpus/quarantine.jsonl").read_text())["line"] == 101
+
+
 def test_bad_csv_rows_are_counted_with_their_lines(corpus, tmp_path):
     """trap C13."""
     good = "".join(f"good text {n},{n}\n" for n in range(100))

@@ -92,6 +92,13 @@ def test_a_page_that_begins_in_english_and_goes_on_in_chinese_is_chinese(sanguo_
     assert measure([head + texts_of(sanguo_zh)[0][:600]], [False])[0] == ["zh"]
 
 
+def test_a_chinese_page_with_english_at_every_sampled_place_is_chinese(sanguo_zh):
+    """trap C10: the share of Han characters counts, not only the sample a model reads."""
+    english = "This part of the page is a menu in English, with links to all of the other pages of it. " * 2
+    chinese = texts_of(sanguo_zh)[0][:1500]
+    assert measure([english + chinese + english + chinese + english], [False])[0] == ["zh"]
+
+
 def test_a_long_page_is_judged_by_its_middle_and_end_too():
     """trap C10: a French page under an English menu."""
     french = "Le comité s'est réuni mardi pour parler du nouveau pont sur la rivière qui traverse la ville. " * 30
