@@ -48,7 +48,7 @@ def _training(path: Path, verb: str, minute: int, before: float, after: float, s
         "final": {"train_loss": after - 0.1, "val_loss": after, "val_accuracy": 0.27,
                   "val_bpb": {"all": 1.7, "en": 1.6, "zh": 1.9}, **more},
         "data_report": {"conversations": 2000, "dropped": {"empty answer": 3, "overlong": 11}} if verb == "sft" else {},
-        "prompt_language": asked,
+        "prompt_language": asked, "p_stop": {"train": 0.97, "held_out": 0.96} if verb == "sft" else {},
     }  # fmt: skip
     _manifest(path, verb, facts, 170.0, minute)
     rows: list[dict[str, Any]] = [

@@ -120,9 +120,10 @@ def test_the_page_shows_what_was_read_learnt_said_and_lost(page):
     text = page.text
     shown = [
         "10,153", "near-duplicate", "quarantined", "CC BY-SA 3.0", "3,170,496", "cannot reason", "hepta run recipes",
-        "ln V = 9.011", "xz -9 en = 2.300", "0.960", "10 / 10", "9 / 10", "5.0000 → 3.1000", "loss is not finite",
-        "2 files without text", "empty answer", "2 documents without text", "mind", "hepta chat --model", "31.0%",
-        "held out", "random weights", "after pretraining", "after chat tuning", "beats xz", "does not beat xz",
+        "ln V = 9.011", "xz -9 en = 2.300", "10 / 10", "9 / 10", "5.0000 → 3.1000", "loss is not finite",
+        "2 files without text", "empty answer", "2 documents without text", "mind", "0.960", "0.970", "31.0%",
+        "hepta chat --model", "held out", "base.minutes=60 --fresh-from score", "random weights", "after pretraining",
+        "after chat tuning", "beats xz", "does not beat xz",
     ]  # fmt: skip
     assert [word for word in shown if word not in text] == []
     for prompt in PROMPTS:
@@ -154,7 +155,7 @@ def test_a_missing_stage_is_said_and_the_rest_is_shown(demo, gone):
     name = "base" if gone == "all but raw" else gone
     assert result.stages[name] == "missing"
     assert f"{name} (missing)" in page.text.replace("\n", "")
-    assert "hepta run RECIPE.yaml" in page.text
+    assert "hepta run recipes/demo.yaml" in page.text
     assert name in show_report(result)
 
 

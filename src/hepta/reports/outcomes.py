@@ -43,7 +43,7 @@ def curves(stage: StageRecord, xz: dict[str, float]) -> list[tuple[str, str, Mar
         Figure(f"loss-{tag}", "nats per token", loss, uniform),
     )]  # fmt: skip
     evaluated = [row for row in rows if isinstance(row.get("val_bpb"), dict)]
-    names = sorted({lang for row in evaluated for lang in row["val_bpb"] if lang != "all"})
+    names = sorted({lang for row in evaluated for lang in row["val_bpb"] if lang not in ("all", "und")})
     spread = [{"step": row.get("step"), **row["val_bpb"]} for row in evaluated]
     bpb = [Line(lang, *_column(spread, lang), dots=True) for lang in names]
     levels = {f"xz -9 {lang}": value for lang, value in xz.items() if lang in names} if stage.verb == "pretrain" else {}
@@ -93,6 +93,8 @@ def _training_rows(stage: StageRecord) -> list[tuple[str, str, str]]:
         ("peak memory", "内存峰值", size(f.get("peak_memory_bytes"))),
         ("weights sha256", "权重 sha256", str(f.get("weights_sha256", "–"))),
     ]  # fmt: skip
+    if f.get("trained_parameters") == f.get("parameters"):
+        del rows[1]
     return [row for row in rows if row[2] != "–"]
 
 
@@ -165,11 +167,21 @@ def view_results(record: RunRecord) -> dict[str, Any]:
         asked = stage.facts.get("prompt_language") or {}
         tuning.append({
             "id": stage.id, "before": before.get("val_loss"), "after": final.get("val_loss"),
-            "p_stop": final.get("p_stop", stage.facts.get("p_stop")),
-            "p_stop_before": before.get("p_stop"),
+            "stops": _stops(stage.facts, before, final),
             "languages": {k: v for k, v in asked.items() if isinstance(v, dict)},
         })  # fmt: skip
     return {"languages": languages, "widest": widest, "tuning": tuning}
+
+
+def _stops(facts: dict[str, Any], before: dict[str, Any], final: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """P(stop) where answers end, on held-out conversations before and after, and on those trained on."""
+    known = facts.get("p_stop")
+    known = known if isinstance(known, dict) else {"held_out": known}
+    held_out = known.get("held_out") if _is_number(known.get("held_out")) else final.get("p_stop")
+    rows = [("held out", "留出", _arrow(before.get("p_stop"), held_out, ".3f"))]
+    if _is_number(known.get("train")):
+        rows.append(("trained on", "训练集", number(known["train"], ".3f")))
+    return [row for row in rows if row[2] != "–"]
 
 
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -191,7 +203,10 @@ def view_losses(record: RunRecord) -> list[dict[str, Any]]:
         if stage.status != "done":
             pairs.append(("status", stage.status))
         if stage.verb == "corpus":
-            pairs += flatten({key: facts.get(key) for key in ("dropped", "quarantined", "reasons", "warnings")})
+            keys = ("dropped", "quarantined", "repaired", "reasons", "duplicates", "warnings")
+            pairs += flatten({key: facts.get(key) for key in keys})
+        if stage.verb == "tokens":
+            pairs += flatten({"documents without text": facts.get("empty")})
         if stage.verb == "fetch":
             names = facts.get("names") or {}
             pairs += flatten({name: entry.get("caution") for name, entry in names.items() if isinstance(entry, dict)})

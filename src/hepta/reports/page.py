@@ -23,6 +23,10 @@ from hepta.reports.config import ReportConfig
 from hepta.reports.gather import RunRecord, gather
 from hepta.stage import write_atomic
 
+OUTCOMES_ZH = {
+    "read": "读入", "kept": "保留", "dropped": "丢弃", "quarantined": "隔离", "dropped: language": "丢弃：语言",
+    "dropped: rules": "丢弃：规则", "dropped: dedup": "丢弃：重复",
+}  # fmt: skip
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -53,7 +57,7 @@ def environment() -> Environment:
         lstrip_blocks=True, finalize=lambda value: value if isinstance(value, Markup) else visible(value),
     )  # fmt: skip
     made.globals.update(t=two, version=__version__, language=lambda code: views.LANGUAGES.get(code, code))
-    made.globals.update(outcome_zh={"read": "读入", "kept": "保留", "dropped": "丢弃", "quarantined": "隔离"})
+    made.globals.update(outcome_zh=OUTCOMES_ZH)
     made.filters.update(number=views.number, size=views.size)
     return made
 

@@ -102,7 +102,8 @@ def view_machine(record: RunRecord) -> dict[str, Any]:
     for stage in record.of("pretrain", "sft"):
         path = stage.path / "environment.json"
         if path.is_file():
-            found = {**json.loads(path.read_text(encoding="utf-8")), **found}
+            trained_on = json.loads(path.read_text(encoding="utf-8"))
+            found = {key: trained_on[key] for key in trained_on if key == "processor" or not found} | found
             break
     versions = found.pop("versions", {}) or {}
     versions |= {key: found.pop(key) for key in ("hepta", "torch") if isinstance(found.get(key), str)}
@@ -206,14 +207,25 @@ def parameters_of(record: RunRecord) -> int | None:
     return next((c for c in reversed(counts) if isinstance(c, int)), None)
 
 
+def longer(stage: StageRecord) -> str:
+    """The override that gives a training stage ten times its budget."""
+    for key in ("minutes", "max_steps", "tokens", "epochs"):
+        value = stage.config.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return f"{stage.id}.{key}={value * 10:g}"
+    return f"{stage.id}.minutes=60"
+
+
 def view_next(record: RunRecord) -> list[dict[str, str]]:
     """Commands to go on with, built from what is there."""
     done = {s.verb: s for s in record.stages if s.status == "done"}
     last = done.get("sft") or done.get("pretrain")
     waiting = [s.id for s in record.stages if s.status != "done"]
+    again = record.environment.get("command")
+    again = " ".join(map(str, again)) if isinstance(again, list) and again[1:2] == ["run"] else "hepta run RECIPE.yaml"
     commands = []
     if waiting and record.recipe:
-        commands.append(("hepta run RECIPE.yaml", "finish: " + ", ".join(waiting), "继续完成：" + "、".join(waiting)))
+        commands.append((again, "finish: " + ", ".join(waiting), "继续完成：" + "、".join(waiting)))
     if "sft" in done:
         commands.append((f"hepta chat --model {done['sft'].path}", "talk to the model", "与模型对话"))
     if last is not None:
@@ -222,6 +234,9 @@ def view_next(record: RunRecord) -> list[dict[str, str]]:
         text = f"hepta eval --model {last.path} --text {done['corpus'].path}"
         commands.append((text, "score it on text it has not seen", "在未见过的文本上评测"))
     if "pretrain" in done and record.recipe:
-        text = f"hepta run RECIPE.yaml {done['pretrain'].id}.minutes=60"
-        commands.append((text, "train longer: the run goes on where it ended", "训练更久：从上次结束处继续"))
+        text = f"{again} {longer(done['pretrain'])}"
+        after = record.stages[record.stages.index(done["pretrain"]) + 1 :]
+        text += f" --fresh-from {after[0].id}" if after else ""
+        en = "train longer: pretraining goes on where it ended, what follows is made anew"
+        commands.append((text, en, "训练更久：预训练从上次结束处继续，其后阶段重做"))
     return [{"command": command, "en": en, "zh": zh} for command, en, zh in commands]
