@@ -244,11 +244,13 @@ def _evaluating(model: Decoder) -> Iterator[None]:
     than the products, and this way a sample is what the saved model would say.
     """
     training, dtype = model.training, model.compute_dtype
-    model.eval()
+    if training:  # a walk over all modules: as long as a step of a small model
+        model.eval()
     model.compute_dtype = None
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.train(training)
+        if training:
+            model.train()
         model.compute_dtype = dtype
