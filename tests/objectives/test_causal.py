@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hepta.objectives.causal import IGNORE, LabelError, causal_loss, token_losses
+from hepta.objectives.causal import (
+    IGNORE,
+    Kernel,
+    LabelError,
+    causal_loss,
+    fusible_softmax_gradient,
+    softmax_gradient,
+    token_losses,
+)  # fmt: skip
 
 B, T, D, V = 3, 37, 24, 131
 
@@ -26,12 +34,15 @@ def plain(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, z_loss
 @pytest.mark.parametrize("masked", [0.0, 0.3])
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
 @pytest.mark.parametrize("chunk", [7, 1024])
-def test_chunked_loss_and_gradients_equal_the_full_ones(masked: float, z_loss: float, chunk: int) -> None:
+@pytest.mark.parametrize("kernel", [softmax_gradient, fusible_softmax_gradient])
+def test_chunked_loss_and_gradients_equal_the_full_ones(
+    masked: float, z_loss: float, chunk: int, kernel: Kernel
+) -> None:
     """Trap R12: any chunk size, ignored labels or none, z-loss."""
     hidden, head, labels = make(masked)
     expected = plain(hidden, head, labels, z_loss)
     wanted = torch.autograd.grad(expected / 5, (hidden, head))
-    loss = causal_loss(hidden, head, labels, chunk, z_loss)
+    loss = causal_loss(hidden, head, labels, chunk, z_loss, kernel)
     found = torch.autograd.grad(loss.total / 5, (hidden, head))
     assert loss.weight == int((labels != IGNORE).sum())
     torch.testing.assert_close(loss.total, expected, rtol=1e-5, atol=1e-4)

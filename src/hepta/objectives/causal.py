@@ -32,7 +32,7 @@ class TokenScores(NamedTuple):
 
 
 def softmax_gradient(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
-    """Loss and its gradient for one chunk of logits, in one visit to memory once compiled.
+    """Loss and its gradient for one chunk of logits, with as few visits to memory as plain torch allows.
 
     Args:
         logits: (N, V), any float dtype; read as float32.
@@ -42,12 +42,27 @@ def softmax_gradient(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Te
     Returns:
         the summed loss (float32 scalar) and d loss / d logits (N, V) in the dtype of ``logits``.
     """
+    supervised = targets != IGNORE
+    columns = torch.where(supervised, targets, 0)[:, None]
+    values = torch.log_softmax(logits.float(), -1)
+    picked = values.gather(1, columns)[:, 0]
+    partition = logits.gather(1, columns)[:, 0].float() - picked  # log Σ exp, from any column
+    gradient = values.exp_()
+    if z_loss:
+        gradient *= (1.0 + 2.0 * z_loss * partition)[:, None]
+    gradient.scatter_add_(1, columns, gradient.new_full(columns.shape, -1.0))
+    gradient.index_fill_(0, (~supervised).nonzero()[:, 0], 0.0)
+    loss = torch.where(supervised, z_loss * partition * partition - picked, 0.0)
+    return loss.sum(), gradient.to(logits.dtype)
+
+
+def fusible_softmax_gradient(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+    """``softmax_gradient`` without scatters, which ``torch.compile`` turns into two visits to memory."""
     values = logits.float()
-    partition = torch.logsumexp(values, -1)  # (N,)
+    partition = torch.logsumexp(values, -1)
     supervised = targets != IGNORE
     columns = torch.where(supervised, targets, 0)
-    picked = values.gather(1, columns[:, None])[:, 0]
-    loss = partition - picked + z_loss * partition * partition
+    loss = partition - values.gather(1, columns[:, None])[:, 0] + z_loss * partition * partition
     pull = torch.where(supervised, 1.0, 0.0)
     push = torch.where(supervised, 1.0 + 2.0 * z_loss * partition, 0.0)
     softmax = torch.exp(values - partition[:, None])

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from hepta.console import say, warn
-from hepta.objectives.causal import Causal, softmax_gradient
 from hepta.planning.cost import TRAINING_FACTOR, flops_per_token
 from hepta.stage import Stage, atomic_directory
+from hepta.training.accelerate import compile_blocks, make_objective
 from hepta.training.checkpoint import Checkpoint, latest_checkpoint, prune, publish, save_checkpoint, sweep
 from hepta.training.config import TrainingConfig
 from hepta.training.evaluate import bytes_per_token, describe_evaluation, evaluate
@@ -50,12 +50,9 @@ class Run:
         prepare_machine(self.resolved)
         job.model.to(self.resolved.device)
         job.model.compute_dtype = self.resolved.compute_dtype
-        kernel = softmax_gradient
         if self.resolved.compile:
-            for block in job.model.model.layers:
-                block.compile(dynamic=False)  # one by one: all share one compiled graph
-            kernel = torch.compile(softmax_gradient, dynamic=False)
-        self.objective = Causal(config.z_loss, kernel)
+            compile_blocks(job.model)
+        self.objective = make_objective(config.z_loss, self.resolved.compile)
         self.optimizer = make_optimizer(job.model, config.weight_decay)
         if self.checkpoint is not None:
             job.restore(self.checkpoint.path)
