@@ -21,6 +21,7 @@ FUNCTION_HAN = (
 CANTONESE_HAN = "嘅咗喺唔冇哋啲嚟佢嗰啱嘢攞諗睇嗌瞓"
 LIMIT = 0x110000
 _BLOCK = 256
+_BINS = 16  # more than there are classes, or sums of flags
 
 
 class Tables:
@@ -130,6 +131,11 @@ def totals(mask: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return running[offsets[1:]] - running[offsets[:-1]]
 
 
+def _histogram(owner: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
+    """How often each text holds each value below 16: (size, 16)."""
+    return np.bincount(owner * _BINS + values, minlength=size * _BINS).reshape(size, _BINS)
+
+
 class Counts:
     """Counts per text, each an int array with one value per text."""
 
@@ -138,23 +144,22 @@ class Counts:
         table = tables()
         table.cover(points)
         kind = table.kind[points]
-        flags = table.flags[points]
+        owner = np.repeat(np.arange(len(texts)), np.diff(offsets))
+        of_kind = _histogram(owner, kind, len(texts))
+        han = kind == HAN
+        of_flags = _histogram(owner[han], table.flags[points[han]], len(texts))
 
-        def of(*classes: int) -> np.ndarray:
-            mask = kind == classes[0]
-            for other in classes[1:]:
-                mask |= kind == other
-            return totals(mask, offsets)
+        def flagged(flag: int) -> np.ndarray:
+            return of_flags[:, [value for value in range(_BINS) if value & flag]].sum(1)
 
         self.chars = np.diff(offsets)
-        self.solid = self.chars - of(SPACE)
-        self.latin, self.han, self.kana, self.hangul = of(LATIN), of(HAN), of(KANA), of(HANGUL)
-        self.letters = self.latin + self.han + self.kana + self.hangul + of(LETTER, MARK)
-        self.digits, self.symbols = of(DIGIT), of(SYMBOL)
-        self.traditional = totals(flags & TRADITIONAL > 0, offsets)
-        self.simplified = totals(flags & SIMPLIFIED > 0, offsets)
-        self.function_han = totals(flags & FUNCTION > 0, offsets)
-        self.cantonese = totals(flags & CANTONESE > 0, offsets)
+        self.solid = self.chars - of_kind[:, SPACE]
+        self.han, self.kana, self.hangul = of_kind[:, HAN], of_kind[:, KANA], of_kind[:, HANGUL]
+        self.latin = of_kind[:, LATIN]
+        self.letters = of_kind[:, [*LETTERS, MARK]].sum(1)
+        self.digits, self.symbols = of_kind[:, DIGIT], of_kind[:, SYMBOL]
+        self.traditional, self.simplified = flagged(TRADITIONAL), flagged(SIMPLIFIED)
+        self.function_han, self.cantonese = flagged(FUNCTION), flagged(CANTONESE)
         self.runs = self._runs(kind, offsets, han=True)  # letters between anything else: words, or Chinese clauses
         self.words = self._runs(kind, offsets, han=False) + self.han + self.kana  # each Han or kana counts as a word
 

@@ -17,6 +17,7 @@ SPACE_POINT = 32
 LONG_WORD = 12  # mean characters per space-free run from which words are no units (Han, kana, Thai …)
 _POINT_BASE, _WORD_BASE = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 PERMUTATIONS, SEED = 128, 20_240_501
+_OWNER_SHIFT = 44  # bits of hash that tell the shingles of one text apart; the rest numbers the texts of a batch
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,10 @@ class Shingles:
     def repeated_share(self) -> np.ndarray:
         """Per text: which share of its shingles occurred in it before."""
         counts = np.diff(self.offsets)
-        owner = np.repeat(np.arange(len(counts)), counts)
-        order = np.lexsort((self.hashes, owner))
-        hashes, owner = self.hashes[order], owner[order]
-        again = np.zeros(len(hashes), bool)
-        again[1:] = (hashes[1:] == hashes[:-1]) & (owner[1:] == owner[:-1])
+        owner = np.repeat(np.arange(len(counts), dtype=np.uint64), counts)
+        keys = np.sort(owner << np.uint64(_OWNER_SHIFT) | self.hashes >> np.uint64(64 - _OWNER_SHIFT))
+        again = np.zeros(len(keys), bool)
+        again[1:] = keys[1:] == keys[:-1]
         return totals(again, self.offsets) / np.maximum(counts, 1)
 
     def signatures(self) -> np.ndarray:

@@ -22,10 +22,14 @@ FUNCTION_WORDS = frozenset(
 BOILERPLATE = (  # lower case; a short line that holds one is page furniture
     "all rights reserved", "cookie", "privacy policy", "terms of use", "terms of service", "enable javascript",
     "sign up", "log in", "login", "subscribe", "click here", "share this", "share on", "read more", "powered by",
-    "copyright ©", "版权所有", "版權所有", "转载请注明", "轉載請註明", "点击这里", "点击下载", "点击进入",
-    "点击查看", "點擊", "上一篇", "下一篇", "返回首页", "返回顶部", "备案号", "icp备", "登录", "注册",
-    "免责声明", "扫码", "关注我们", "联系我们", "收藏本站", "友情链接",
+    "copyright ©",
 )  # fmt: skip
+BOILERPLATE_HAN = (
+    "版权所有", "版權所有", "转载请注明", "轉載請註明", "点击这里", "点击下载", "点击进入", "点击查看", "點擊",
+    "上一篇", "下一篇", "返回首页", "返回顶部", "备案号", "icp备", "登录", "注册", "免责声明", "扫码", "关注我们",
+    "联系我们", "收藏本站", "友情链接",
+)  # fmt: skip
+SURE_ENGLISH, SURE_WORDS = 0.3, 20  # share of function words, "the" among them, in ASCII text of so many words
 BOILERPLATE_LINE = 200  # characters; a longer line is prose that mentions such a word
 SIGNALS = (
     "chars", "bytes", "words", "lines", "mean_run", "letter_share", "digit_share", "symbol_share", "end_share",
@@ -55,13 +59,15 @@ def measure(texts: list[str], repaired: list[bool]) -> tuple[list[str], list[dic
     scripts = zip(counts.traditional.tolist(), counts.simplified.tolist(), strict=True)
     languages, rows = [], []
     for index, (text, (traditional, simplified)) in enumerate(zip(texts, scripts, strict=True)):
-        lang, score = language_of(text, *whole[index])
-        han = whole[index][0]
-        lower = text.lower()
+        han, lower = whole[index][0], text.lower()
         row: dict[str, Any] = {name: values[index] for name, values in columns.items()}
-        row.update(chars=len(text), bytes=len(text.encode("utf-8")), words=words[index], **_line_signals(text, lower))
+        row.update(chars=len(text), bytes=len(text.encode("utf-8")), words=words[index])
+        row.update(_line_signals(text, lower, han > 0))
         row["function_share"] = round(_function_share(lower, han, function_han[index], row["han_share"]), DIGITS)
         row["quality"] = _quality(row)
+        sure = words[index] >= SURE_WORDS and row["function_share"] >= SURE_ENGLISH
+        english = sure and " the " in lower and text.isascii()
+        lang, score = ("en", 1.0) if english else language_of(text, *whole[index])
         row.update(lang_score=round(score, DIGITS), script=script_of(traditional, simplified) if han else "")
         row["repaired"] = repaired[index]
         languages.append(lang)
@@ -77,11 +83,11 @@ def _function_share(lower: str, han: int, function_han: int, han_share: float) -
     return sum(map(FUNCTION_WORDS.__contains__, words)) / len(words) if words else 0.0
 
 
-def _is_boilerplate(lower: str) -> bool:
-    return any(phrase in lower for phrase in BOILERPLATE)
+def _is_boilerplate(lower: str, phrases: tuple[str, ...]) -> bool:
+    return any(phrase in lower for phrase in phrases)
 
 
-def _line_signals(text: str, lower: str) -> dict[str, float]:
+def _line_signals(text: str, lower: str, has_han: bool) -> dict[str, float]:
     lines = [line for line in map(str.strip, text.split("\n")) if line]
     if not lines:
         return dict.fromkeys(("lines", "end_share", "bullet_share", "repeated_line_share", "boilerplate_share"), 0)
@@ -89,9 +95,10 @@ def _line_signals(text: str, lower: str) -> dict[str, float]:
     ends = sum(line[-1] in ENDS for line in lines)
     bullets = sum(line[0] in BULLETS for line in lines)
     once = sum(map(len, set(lines))) if count > 1 else characters
-    furniture = 0
-    if _is_boilerplate(lower):
-        furniture = sum(len(line) for line in lines if len(line) < BOILERPLATE_LINE and _is_boilerplate(line.lower()))
+    furniture, phrases = 0, BOILERPLATE + BOILERPLATE_HAN if has_han else BOILERPLATE
+    if _is_boilerplate(lower, phrases):
+        short = [line for line in lines if len(line) < BOILERPLATE_LINE]
+        furniture = sum(len(line) for line in short if _is_boilerplate(line.lower(), phrases))
     return {
         "lines": count,
         "end_share": round(ends / count, DIGITS),
