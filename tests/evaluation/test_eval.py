@@ -9,7 +9,7 @@ import pytest
 from hepta.catalog.documents import iter_documents
 from hepta.config import HeptaError
 from hepta.evaluation.config import EvalConfig
-from hepta.evaluation.text import evaluate_text, read_result, show_scores
+from hepta.evaluation.text import evaluate_text, read_result, show_scores, trained_length
 from hepta.model.config import preset
 from hepta.model.decoder import Decoder
 from hepta.model.load import save_model
@@ -64,6 +64,13 @@ def test_a_model_is_scored_per_language_and_source_with_xz_and_the_uniform_loss_
         assert word in text_shown
 
 
+def test_windows_are_as_long_as_the_sequences_trained_on(model, tmp_path):
+    assert trained_length(model, {"provenance": {"sequence_length": 64}}) == 64
+    assert trained_length(model, {}) is None
+    (tmp_path / "recipe.yaml").write_text("verb: pretrain\nsequence_length: 256\n")
+    assert trained_length(tmp_path / "model", {"provenance": {}}) == 256
+
+
 def test_a_kept_result_is_read_back_and_not_measured_again(model, text, tmp_path, monkeypatch):
     config = EvalConfig(model=str(model), text=text, output=tmp_path / "out", max_documents=5)
     first = evaluate_text(config)
@@ -116,7 +123,7 @@ def test_slips_are_one_line_with_exit_2(cli, model, text, tmp_path):
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
     cases = [
         (tmp_path / "nowhere", text, "no such directory"), (empty, text, "no config.json"), (bare, text, "no weights"),
-        (broken, text, "safetensors"), (model, tmp_path / "nothing", "no such file"), (model, empty, "neither a corpus"),
+        (broken, text, "safetensors"), (model, tmp_path / "nothing", "no such file"), (model, empty, "neither a"),
         (model, tmp_path / "binary.txt", "UTF-8"),
     ]  # fmt: skip
     for directory, path, said in cases:

@@ -81,6 +81,9 @@ def test_the_page_is_one_well_formed_file_that_loads_nothing(page):
 def test_ids_are_unique_over_all_pictures(page):
     ids = page.values("id")
     assert len(ids) == len(set(ids))
+    named = re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', page.source)
+    assert len(named) > 20
+    assert {a or b for a, b in named} <= set(ids)  # and what refers to an id finds it
 
 
 def test_hostile_text_from_models_and_data_stays_text(page):

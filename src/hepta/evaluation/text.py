@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hepta.catalog.documents import Document, iter_documents
-from hepta.config import HeptaError
+from hepta.config import HeptaError, read_yaml
 from hepta.console import progress, say
 from hepta.evaluation.config import EvalConfig
 from hepta.evaluation.perplexity import Scores, Totals, score_documents, scores
@@ -95,9 +95,20 @@ def load_pair(model: str, tokenizer: Path | None, precision: str, device: str) -
     decoder = load_model(directory, torch.bfloat16 if precision == "bf16" else torch.float32, device)
     known = read_hepta_json(directory)
     check_matches(words, decoder.config.vocab_size, known.get("template"))
-    trained = known.get("provenance", {}).get("sequence_length")
-    length = trained if isinstance(trained, int) else min(decoder.config.max_positions, LONGEST_DEFAULT)
+    length = trained_length(directory, known) or min(decoder.config.max_positions, LONGEST_DEFAULT)
     return decoder, words, length
+
+
+def trained_length(directory: Path, known: dict[str, Any]) -> int | None:
+    """Tokens per sequence in training: what ``hepta.json`` says, else the recipe of the run around the model.
+
+    A model is no good at positions that it never met, so ``max_positions`` alone would score it unfairly.
+    """
+    length = (known.get("provenance") or {}).get("sequence_length")
+    recipe = directory.parent / "recipe.yaml"
+    if length is None and recipe.is_file():
+        length = read_yaml(recipe).get("sequence_length")
+    return length if isinstance(length, int) else None
 
 
 def _count(config: EvalConfig) -> int:
