@@ -72,7 +72,7 @@ LANGUAGES = [
     ("ja", "日本国憲法は一九四七年五月三日に施行された。戦争放棄、国民主権、基本的人権の尊重を三大原則とする。"),
     ("ko", "위원회는 화요일에 모여 강 위의 새 다리에 대해 이야기했다."),
     ("fr", "Le comité s'est réuni mardi pour parler du nouveau pont sur la rivière qui traverse la ville."),
-    ("nl", "De man was in de stad en we had of over het water, in het land was is he, en had we of in de was. " * 2),
+    ("nl", "De man was in de stad en we had of over het water gepraat; daarna gingen zij samen naar huis toe. " * 2),
     ("de", "Der Ausschuss traf sich am Dienstag, um in der Stadt die neue Art von Bau an dem Fluss zu beraten. " * 2),
     ("ru", "Комитет собрался во вторник, чтобы обсудить новый мост через реку."),
     ("zh", "使用 Python 的 pandas 库读取 CSV 文件，然后调用 DataFrame 的 groupby 方法进行统计。"),
