@@ -7,7 +7,7 @@ from hepta.model.config import ModelConfig
 
 
 class KVCache:
-    """Keys and values of every layer, (B, S, H, K) each, allocated once.
+    """Keys and values of every layer, (B, H, S, K) each, allocated once.
 
     Row b's token at position p lies in slot p. Prompts are padded on the right: what padding wrote lies
     after every query of its row until a real token overwrites it, so causality alone hides it.
@@ -16,7 +16,7 @@ class KVCache:
     def __init__(
         self, config: ModelConfig, rows: int, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (config.num_layers, rows, capacity, config.num_kv_heads, config.head_dim)
+        shape = (config.num_layers, rows, config.num_kv_heads, capacity, config.head_dim)
         self.rows, self.capacity = rows, capacity
         self._k = torch.zeros(shape, dtype=dtype, device=device)  # zeros: a hidden slot times weight 0 must be 0
         self._v = torch.zeros(shape, dtype=dtype, device=device)
@@ -26,9 +26,9 @@ class KVCache:
         row = torch.arange(self.rows, device=positions.device)[:, None]
         used = int(positions.max()) + 1
         keys, values = self._k[layer, : self.rows], self._v[layer, : self.rows]
-        keys[row, positions] = k.transpose(1, 2)
-        values[row, positions] = v.transpose(1, 2)
-        return keys[:, :used].transpose(1, 2), values[:, :used].transpose(1, 2)
+        keys[row, :, positions] = k.transpose(1, 2)
+        values[row, :, positions] = v.transpose(1, 2)
+        return keys[:, :, :used], values[:, :, :used]
 
     def drop(self, row: int) -> None:
         """Free a row: the last row takes its place."""

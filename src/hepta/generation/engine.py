@@ -227,7 +227,7 @@ def _choose(
         for row, request in enumerate(live):
             seen[row, request.prompt + request.completion.ids] = True
         logits = penalize(logits, seen, sampling.repetition_penalty)
-    logits = logits.masked_fill(banned, float("-inf"))
+    logits.masked_fill_(banned, float("-inf"))
     if sampling.temperature == 0:
         tokens = logits.argmax(-1)
     else:
