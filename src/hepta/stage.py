@@ -215,6 +215,14 @@ def _aside(path: Path) -> None:
     say(f"{path}: moved aside to {target}")
 
 
+def _deepest_change(key: str, before: Any, now: Any) -> tuple[str, Any, Any]:
+    """Follow nested keys to the first value that differs: ``rules`` → ``rules.min_words.en``."""
+    while isinstance(before, dict) and isinstance(now, dict):
+        inner = next(name for name in sorted({*before, *now}) if before.get(name) != now.get(name))
+        key, before, now = f"{key}.{inner}", before.get(inner), now.get(inner)
+    return key, before, now
+
+
 def _refuse_change(stage: Stage, old: dict[str, Any]) -> None:
     """Raise, naming the first key that differs from what lies in the output."""
     for part in ("identity", "inputs"):
@@ -224,7 +232,8 @@ def _refuse_change(stage: Stage, old: dict[str, Any]) -> None:
                 continue
             change = "its content changed"
             if part == "identity":
-                change = f"{before.get(key)!r} before, {now.get(key)!r} now"
+                key, was, wanted = _deepest_change(key, before.get(key), now.get(key))
+                change = f"{was!r} before, {wanted!r} now"
             raise HeptaError(f"{stage.output}: made with another {key} ({change}); {ASIDE_HINT}")
     made = f"made by {old.get('verb')} version {old.get('version')}, this is {stage.verb} version {stage.version}"
     raise HeptaError(f"{stage.output}: {made}; {ASIDE_HINT}")

@@ -171,7 +171,7 @@ def test_another_threshold_is_refused_by_name_and_fresh_changes_the_output(cli, 
     assert json.loads(first.out)["kept"] == 1
     refused = cli(*command, "rules.min_words.en=1")
     assert refused.code == 2
-    assert "rules" in refused.err
+    assert "another rules.min_words.en (8.0 before, 1.0 now)" in refused.err
     assert "--fresh" in refused.err
     fresh = cli(*command, "--fresh", "rules.min_words.en=1")
     assert json.loads(fresh.out)["kept"] == 2
