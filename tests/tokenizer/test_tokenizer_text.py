@@ -62,7 +62,8 @@ def test_text_made_of_the_vocabulary_is_cut_alike(tokenizer, auto, picks):
     assert tokenizer.encode(text) == auto(text)["input_ids"]
 
 
-def test_real_text_is_cut_alike(tokenizer, auto, english, chinese):
+def test_real_text_is_cut_alike_and_by_the_fast_encoder(tokenizer, auto, english, chinese):
+    assert tokenizer.slow_reason == ""
     for text in [*english[:50], *chinese[:3]]:
         assert tokenizer.encode(text) == auto(text)["input_ids"]
 

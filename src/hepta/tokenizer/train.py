@@ -26,7 +26,7 @@ from hepta.tokenizer.template import CHATML
 VERSION = 1
 END, PAD, TURN_START, TURN_END = SPECIALS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
 COUNTER_LIMIT = 2**31 - 1  # the trainer counts pairs in signed 32 bits; beyond that counts wrap and merges go wrong
-CHECK_BYTES = 2_000_000  # training text on which both encoders must agree before the tokenizer is written
+CHECK_BYTES = 1_000_000  # training text per language on which both encoders must agree before the tokenizer is written
 
 
 @dataclass(frozen=True)
