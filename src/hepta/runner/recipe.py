@@ -18,7 +18,7 @@ from hepta.config import HeptaError, StageConfig, build, merge, nearest, parse_o
 from hepta.console import duration, say
 from hepta.runner.config import Recipe, RunConfig
 from hepta.runner.verbs import VERBS
-from hepta.stage import read_manifest, write_atomic, write_json
+from hepta.stage import ASIDE_HINT, read_manifest, write_atomic, write_json
 
 REFERENCE = re.compile(r"\$\{([^}]*)\}")
 
@@ -178,7 +178,8 @@ def run_recipe(config: RunConfig) -> RunResult:
         try:
             VERBS[stage.verb].load_function()(stage.config)
         except HeptaError as error:
-            raise type(error)(f"stage {stage.id!r}: {error}") from None
+            hint = f"--fresh-from {stage.id} moves it and all after it aside"
+            raise type(error)(f"stage {stage.id!r}: {str(error).replace(ASIDE_HINT, hint)}") from None
         after = read_manifest(stage.config.output)
         skipped = before is not None and before == after and not stage.config.fresh
         seconds = time.monotonic() - begun
