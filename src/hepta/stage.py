@@ -215,6 +215,15 @@ def _aside(path: Path) -> None:
     say(f"{path}: moved aside to {target}")
 
 
+def _sweep(output: Path) -> None:
+    """Remove what a killed process left under temporary names; the lock is ours, so nobody is writing there."""
+    for left in output.glob(".*.tmp-*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
 def _deepest_change(key: str, before: Any, now: Any) -> tuple[str, Any, Any]:
     """Follow nested keys to the first value that differs: ``rules`` → ``rules.min_words.en``."""
     while isinstance(before, dict) and isinstance(now, dict):
@@ -271,6 +280,7 @@ def claim(config: StageConfig, verb: str, version: int) -> Stage:
     except OSError:
         raise HeptaError(f"{output}: another hepta process is writing here; wait or choose another --output") from None
     stage._lock = lock
+    _sweep(output)
     manifest = read_manifest(output)
     if manifest is not None:
         if manifest["fingerprint"] != stage.fingerprint:

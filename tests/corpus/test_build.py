@@ -120,6 +120,7 @@ def test_kill_and_repeat_ends_with_the_bytes_of_an_uninterrupted_run(tmp_path, w
     subprocess.run(build_command(source, tmp_path / "whole", "workers=1"), check=True, capture_output=True)
     again = build_command(source, tmp_path / "killed", "workers=1")
     assert kill_when(again, lambda: list((tmp_path / "killed/.work").glob("*.json")))
+    write_jsonl(tmp_path / "killed/.kept.tmp-1/part-00000.parquet", ["as if killed while writing the last parts"])
     done = subprocess.run(again, check=True, capture_output=True, text=True)
     assert "units were finished before" in done.stderr
     assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")

@@ -57,6 +57,8 @@ def build_corpus(config: CorpusConfig) -> CorpusResult:
     fresh_folder = not config.output.exists()
     stage = claim(config, "corpus", VERSION)
     if stage.state == "done" and stage.manifest is not None:
+        shutil.rmtree(config.output / WORK, ignore_errors=True)  # killed between the seal and the tidying
+        (config.output / UNFINISHED).unlink(missing_ok=True)
         say(f"{config.output}: already done")
         return _result(config.output, stage.manifest["facts"], already_done=True)
     try:
