@@ -15,7 +15,7 @@ from hepta.corpus.config import CorpusConfig
 from hepta.corpus.inputs import Piece
 from hepta.corpus.unit import UnitResult, run_unit
 
-POOL_PAYS_FROM = 8 << 20  # bytes of input; starting processes costs about a second each
+POOL_PAYS_FROM = 16 << 20  # bytes of input; starting a process costs about a second
 
 
 def _begin_worker(parent: int) -> None:
