@@ -31,7 +31,7 @@ def plain(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, z_loss
     return loss + z_loss * (torch.logsumexp(logits, -1) ** 2)[labels.flatten() != IGNORE].sum()
 
 
-@pytest.mark.parametrize("masked", [0.0, 0.3])
+@pytest.mark.parametrize("masked", [0.0, 0.05, 0.3])
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
 @pytest.mark.parametrize("chunk", [7, 1024])
 @pytest.mark.parametrize("kernel", [softmax_gradient, fusible_softmax_gradient])

@@ -1,9 +1,11 @@
 """Compilation, applied to a model from outside: its file shows mathematics only."""
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from hepta.model.decoder import Decoder
-from hepta.objectives.causal import Causal, fusible_softmax_gradient
+from hepta.objectives.causal import CHUNK, IGNORE, Causal, Kernel, fusible_softmax_gradient
 
 
 def compile_blocks(model: Decoder) -> None:
@@ -13,5 +15,24 @@ def compile_blocks(model: Decoder) -> None:
 
 
 def make_objective(z_loss: float, compiled: bool) -> Causal:
-    """The objective, its softmax compiled to one visit to memory where ``compiled``."""
-    return Causal(z_loss, torch.compile(fusible_softmax_gradient, dynamic=False)) if compiled else Causal(z_loss)
+    """The objective; where ``compiled``, its softmax visits memory twice only."""
+    return Causal(z_loss, compile_kernel()) if compiled else Causal(z_loss)
+
+
+def compile_kernel() -> Kernel:
+    """``fusible_softmax_gradient`` compiled for chunks of exactly ``CHUNK`` rows; shorter ones are filled up.
+
+    One shape means one compilation, and the same bits whatever was compiled before: a masked batch has
+    another number of rows each time, and graphs for any number would depend on the history of the process.
+    """
+    compiled = torch.compile(fusible_softmax_gradient, dynamic=False)
+
+    def kernel(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+        rows = logits.shape[0]
+        if rows < CHUNK:
+            logits = F.pad(logits, (0, 0, 0, CHUNK - rows))
+            targets = F.pad(targets, (0, CHUNK - rows), value=IGNORE)
+        loss, gradient = compiled(logits, targets, z_loss)
+        return loss, gradient[:rows]
+
+    return kernel
