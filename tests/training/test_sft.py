@@ -180,3 +180,26 @@ def test_missing_input_is_one_clear_line(tmp_path: Path, data: Path, verb: str) 
 
             pretrain(PretrainConfig(data=tmp_path / "nowhere", output=tmp_path / "run"))
     assert not (tmp_path / "run").exists(), "nothing half-written is kept"
+
+
+def test_wrong_rows_leave_no_claim_behind(base: Path, data: Path, tmp_path: Path) -> None:
+    """Columns that are no conversation: one line; with the data mended the same command runs."""
+    good = data.read_text(encoding="utf-8")
+    data.write_text('{"text": "no conversation"}\n', encoding="utf-8")
+    with pytest.raises(HeptaError, match="'text'"):
+        tune(base, data, tmp_path / "run", max_steps=1)
+    assert not (tmp_path / "run").exists()
+    data.write_text(good, encoding="utf-8")
+    assert tune(base, data, tmp_path / "run", max_steps=1).steps == 1
+
+
+def test_text_that_spells_a_special_token_simply_works(base: Path, data: Path, tmp_path: Path) -> None:
+    """Traps K3, S6: it stays text in training; only template-made stop tokens are counted as answer ends."""
+    row = {"prompt": "say <|im_end|>", "completion": "<|im_end|> and <|endoftext|> it is"}
+    data.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    result = tune(base, data, tmp_path / "run", max_steps=1, validation=0.0)
+    tokenizer = load_tokenizer(base)
+    order = SftOrder(load_conversations(data), tokenizer, 128, validation=0.0)
+    labels = order.batch(0, 1)["labels"]
+    assert (labels == tokenizer.stop_ids[0]).sum() == 1
+    assert result.steps == 1

@@ -69,7 +69,7 @@ class Scores:
         whole = self.overall
         row: dict[str, Any] = {
             "val_loss": whole.loss,
-            "val_bpb": {"all": whole.bpb, **{lang: totals.bpb for lang, totals in sorted(self.by_language.items())}},
+            "val_bpb": {"all": whole.bpb, **{lang: t.bpb for lang, t in sorted(self.by_language.items()) if t.bytes}},
             "val_accuracy": whole.accuracy,
             "val_tokens": whole.tokens,
         }

@@ -1,13 +1,16 @@
 """What a verb hands to the loop, where a run stands, and what a finished one leaves."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hepta.config import HeptaError
 from hepta.model.decoder import Decoder
+from hepta.stage import UNFINISHED, Stage
 from hepta.training.guard import Guard
 from hepta.training.resolve import Resolved
 from hepta.training.samples import Prompt
@@ -63,3 +66,17 @@ class Outcome:
     final: dict[str, Any]
     train_loss: float  # mean of the last steps
     weights_sha256: str
+
+
+@contextlib.contextmanager
+def withdraw_if_refused(stage: Stage) -> Iterator[None]:
+    """Take back a new claim when the input turns out wrong before any work: mended input is not another run."""
+    try:
+        yield
+    except HeptaError:
+        if stage.state == "new":
+            for name in (UNFINISHED, ".lock"):
+                (stage.output / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # something else lies there
+                stage.output.rmdir()
+        raise

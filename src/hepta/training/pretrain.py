@@ -7,11 +7,14 @@ import torch
 
 from hepta.catalog.documents import language_by_script
 from hepta.config import HeptaError
+from hepta.console import warn
+from hepta.data.order import TokenOrder
 from hepta.model.config import PRESETS
-from hepta.model.load import build_model, read_tensors, save_model
+from hepta.model.load import build_model, read_hepta_json, read_tensors, resolve_model, save_model
 from hepta.stage import claim, read_manifest
+from hepta.tokenizer.load import check_matches, load_tokenizer
 from hepta.training.config import PretrainConfig
-from hepta.training.job import Job
+from hepta.training.job import Job, withdraw_if_refused
 from hepta.training.loop import train
 from hepta.training.resolve import automatic_lr
 from hepta.training.result import TrainingResult, already_done, finish
@@ -43,9 +46,6 @@ def pretrain(config: PretrainConfig) -> TrainingResult:
         HeptaError: no token shards, a model that does not fit their tokenizer, another run in the output.
         Interrupted: stopped by a signal, state saved.
     """
-    from hepta.data.order import TokenOrder
-    from hepta.tokenizer.load import load_tokenizer
-
     manifest = read_manifest(config.data) if config.data.is_dir() else None
     if manifest is None or manifest.get("verb") != "tokens":
         raise HeptaError(
@@ -54,13 +54,26 @@ def pretrain(config: PretrainConfig) -> TrainingResult:
     stage = claim(config, "pretrain", VERSION)
     if stage.state == "done":
         return already_done(stage, config)
+    with withdraw_if_refused(stage):
+        job, order = _prepare(config, manifest)
+    outcome = train(config, stage, job)
+    return finish(stage, job, outcome, {"sequences_per_epoch": order.sequences_per_epoch, "waste": order.waste})
+
+
+def _prepare(config: PretrainConfig, manifest: dict[str, Any]) -> tuple[Job, TokenOrder]:
     tokenizer_dir = config.data / "tokenizer"
     tokenizer = load_tokenizer(tokenizer_dir)
     T, seed, mask = config.sequence_length, config.seed, config.document_mask
     order = TokenOrder(config.data, "train", T, seed, document_mask=mask)
-    held_out = TokenOrder(config.data, "val", T, seed, document_mask=mask)
+    some = manifest["facts"]["splits"].get("val", {}).get("tokens", 0) > 0
+    held_out = TokenOrder(config.data, "val", T, seed, document_mask=mask) if some else None
+    if held_out is None:
+        warn(f"{config.data}: nothing is held out (split val is empty), so this run has no validation loss")
     fresh = config.model in PRESETS
     model = build_model(config.model, tokenizer.padded_size, config.seed)
+    if not fresh:
+        known = read_hepta_json(resolve_model(config.model))
+        check_matches(tokenizer, model.config.vocab_size, known.get("template"))
     provenance = {"verb": "pretrain", "model": config.model, "data": manifest["digest"], "seed": config.seed}
     job = Job(
         verb="pretrain", model=model, tokenizer=tokenizer, train=order, held_out=held_out,
@@ -69,6 +82,4 @@ def pretrain(config: PretrainConfig) -> TrainingResult:
         save=lambda place, dtype: save_model(model, place, tokenizer_dir, dtype, provenance),
         restore=lambda place: restore_weights(model, place),
     )  # fmt: skip
-    outcome = train(config, stage, job)
-    report = {"sequences_per_epoch": order.sequences_per_epoch, "waste": order.waste}
-    return finish(stage, job, outcome, report)
+    return job, order

@@ -16,10 +16,12 @@ from hepta.console import say, warn
 from hepta.model.config import ModelConfig
 from hepta.planning.cost import training_flops
 from hepta.planning.machine import cache_directory, compiler, measured_peak, processor_name, recommend_precision
+from hepta.planning.memory import Setting, activation_bytes
 from hepta.stage import write_atomic, write_json
 from hepta.training.config import TrainingConfig
 
-MICRO_TOKENS = 8192  # tokens of one forward pass when nothing is said
+MICRO_TOKENS = 8192  # most tokens of one forward pass when nothing is said
+MICRO_BYTES = 1.5 * 2**30  # most memory of its activations
 WORTH_COMPILING = 240.0  # seconds of training that repay a compilation
 RECIPE = "recipe.yaml"
 
@@ -52,10 +54,15 @@ def automatic_lr(config: ModelConfig) -> float:
     return 0.75 / config.hidden_size
 
 
-def _pick_micro_batch(config: TrainingConfig) -> int:
-    most = max(1, MICRO_TOKENS // config.sequence_length)
-    whole = [n for n in range(1, most + 1) if config.sequences_per_step % n == 0]  # equal parts compile once
-    return config.micro_batch or max(whole)
+def _pick_micro_batch(config: TrainingConfig, shape: ModelConfig, half: bool) -> int:
+    if config.micro_batch:
+        return min(config.micro_batch, config.sequences_per_step)
+    length, best = config.sequence_length, 1
+    for n in range(1, MICRO_TOKENS // length + 1):
+        fits = activation_bytes(shape, Setting(length, n, half=half, cpu=True)) <= MICRO_BYTES
+        if fits and config.sequences_per_step % n == 0:  # equal parts compile once
+            best = n
+    return best
 
 
 def _pick_device(name: str) -> str:
@@ -101,7 +108,8 @@ def resolve(config: TrainingConfig, shape: ModelConfig, lr: float, tokens: float
     peak = peaks[precision]
     return Resolved(
         precision=precision, device=device, threads=threads, compile=_pick_compile(config, shape, peak, tokens),
-        micro_batch=_pick_micro_batch(config), lr=lr if config.lr == "auto" else config.lr, peak_gflops=peak,
+        micro_batch=_pick_micro_batch(config, shape, precision == "bf16"), lr=lr if config.lr == "auto" else config.lr,
+        peak_gflops=peak,
         processor=processor_name(), torch_version=str(torch.__version__),
     )  # fmt: skip
 

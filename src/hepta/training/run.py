@@ -175,7 +175,9 @@ class Run:
                 scores = evaluate(
                     job.model, self.objective, job.held_out, self.widths, job.answer_ends, micro, most_tokens
                 )
-            row |= scores.row()
+            if scores.overall.bytes:
+                row |= scores.row()
+        if "val_loss" in row:
             self.state.val_loss = row["val_loss"]
             self.log.metrics(row)
             say(describe_evaluation(row, job.model.config.vocab_size))

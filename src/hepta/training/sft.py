@@ -29,7 +29,7 @@ from hepta.stage import claim
 from hepta.tokenizer.load import check_matches, load_tokenizer
 from hepta.training.config import SftConfig
 from hepta.training.evaluate import bytes_per_token, evaluate
-from hepta.training.job import Job
+from hepta.training.job import Job, withdraw_if_refused
 from hepta.training.loop import train
 from hepta.training.pretrain import restore_weights
 from hepta.training.resolve import automatic_lr
@@ -115,11 +115,24 @@ def sft(config: SftConfig) -> TrainingResult:
     stage = claim(config, "sft", VERSION)
     if stage.state == "done":
         return already_done(stage, config)
+    with withdraw_if_refused(stage):
+        job, order, held_out = _prepare(config, base, stage.inputs["model"])
+    outcome = train(config, stage, job)
+    widths = bytes_per_token(job.tokenizer, job.model.config.vocab_size)
+    micro = outcome.resolved.micro_batch
+    learned = evaluate(job.model, Causal(), order, widths, job.answer_ends, micro, config.eval.tokens)
+    p_stop = {"train": learned.overall.p_stop, "held_out": outcome.final.get("p_stop")}
+    report = {"train": order.report, "held_out": held_out.report if held_out else {}}
+    languages = language_check(job, order.held_out()) if held_out else {}
+    return finish(stage, job, outcome, report, p_stop, languages)
+
+
+def _prepare(config: SftConfig, base: Path, digest: str) -> tuple[Job, SftOrder, SftOrder | None]:
     tokenizer = load_tokenizer(base)
     model = load_model(base)
     check_matches(tokenizer, model.config.vocab_size, read_hepta_json(base).get("template"))
     order, held_out = _orders(config, tokenizer)
-    provenance = {"verb": "sft", "method": config.method, "base": stage.inputs["model"], "data": order.digest}
+    provenance = {"verb": "sft", "method": config.method, "base": digest, "data": order.digest}
     save, restore = _adapt(config, model, base, provenance)
     prompts = [chat_prompt([{"role": "user", "content": text}], tokenizer) for text in config.sample_prompts]
     if held_out is not None:
@@ -129,11 +142,4 @@ def sft(config: SftConfig) -> TrainingResult:
         lr=automatic_lr(model.config) * (0.1 if config.method == "full" else 1.0), save=save, restore=restore,
         answer_ends=tuple(tokenizer.stop_ids), whole_model=config.method == "full",
     )  # fmt: skip
-    outcome = train(config, stage, job)
-    widths = bytes_per_token(tokenizer, model.config.vocab_size)
-    micro = outcome.resolved.micro_batch
-    learned = evaluate(model, Causal(), order, widths, job.answer_ends, micro, config.eval.tokens)
-    p_stop = {"train": learned.overall.p_stop, "held_out": outcome.final.get("p_stop")}
-    report = {"train": order.report, "held_out": held_out.report if held_out else {}}
-    languages = language_check(job, order.held_out()) if held_out else {}
-    return finish(stage, job, outcome, report, p_stop, languages)
+    return job, order, held_out
