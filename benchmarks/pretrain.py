@@ -5,8 +5,9 @@
 Steps and products take turns, so a busy machine slows both. The products are those the step performs, in the
 same shapes and dtype: forward, gradient of the input, gradient of the weight; attention's over the same blocks
 of queries; the head's over the same chunks. Each is timed alone with its output kept in memory. Printed: tokens
-per second, the share (time of products / time of step) as median with its spread, and MFU, which divides by the
-peak of a large product and counts only the causal half of attention.
+per second, the share (time of products / time of step) as median with its spread and as fastest over fastest,
+which other work on the machine disturbs least, and MFU, which divides by the peak of a large product and counts
+only the causal half of attention.
 """
 
 import argparse
@@ -141,9 +142,10 @@ def benchmark(name: str, arguments: argparse.Namespace) -> dict[str, object]:
     tokens, seconds = sequences * length, statistics.median(steps)
     flops = training_flops(config, tokens, length)
     return {
-        "model": name, "compiled": not arguments.eager, "first_step_seconds": round(first, 1), "step_seconds": round(seconds, 3),
-        "products_seconds": round(statistics.median(products), 3), "tokens_per_second": round(tokens / seconds),
+        "model": name, "compiled": not arguments.eager, "first_step_seconds": round(first, 1),
+        "step_seconds": round(seconds, 3), "products_seconds": round(statistics.median(products), 3), "tokens_per_second": round(tokens / seconds),
         "share": round(statistics.median(shares), 3), "share_spread": [round(shares[0], 3), round(shares[-1], 3)],
+        "share_of_best": round(min(products) / min(steps), 3),
         "mfu": round(flops / seconds / (measured_peak("bf16", torch.get_num_threads()) * 1e9), 3),
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     }  # fmt: skip
