@@ -143,7 +143,8 @@ def benchmark(name: str, arguments: argparse.Namespace) -> dict[str, object]:
     flops = training_flops(config, tokens, length)
     return {
         "model": name, "compiled": not arguments.eager, "first_step_seconds": round(first, 1),
-        "step_seconds": round(seconds, 3), "products_seconds": round(statistics.median(products), 3), "tokens_per_second": round(tokens / seconds),
+        "step_seconds": round(seconds, 3), "products_seconds": round(statistics.median(products), 3),
+        "tokens_per_second": round(tokens / seconds),
         "share": round(statistics.median(shares), 3), "share_spread": [round(shares[0], 3), round(shares[-1], 3)],
         "share_of_best": round(min(products) / min(steps), 3),
         "mfu": round(flops / seconds / (measured_peak("bf16", torch.get_num_threads()) * 1e9), 3),

@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hepta.config import HeptaError
 
 IGNORE = -100  # label of a position that is not supervised
 CHUNK = 1024  # rows of logits alive at a time
+GATHER = 256  # supervised rows come in multiples of this
 
 
 class LabelError(HeptaError):
@@ -114,6 +116,16 @@ def _check(labels: Tensor, vocabulary: int) -> None:
         raise LabelError(f"{found}; the tokens were made with another tokenizer")
 
 
+def _gather(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Supervised rows, their targets, and where they were; filled up with ignored rows to a multiple of ``GATHER``.
+
+    Kernels and their memory are kept per shape: a new number of rows in each step made a run grow by gigabytes.
+    """
+    places = (targets != IGNORE).nonzero()[:, 0]
+    spare = -len(places) % GATHER
+    return F.pad(rows[places], (0, 0, 0, spare)), F.pad(targets[places], (0, spare), value=IGNORE), places
+
+
 def causal_loss(
     hidden: Tensor,
     head: Tensor,
@@ -147,8 +159,7 @@ def causal_loss(
     supervised = targets != IGNORE
     weight = int(supervised.sum())
     if weight < targets.numel() * 0.9:  # a gather pays only when it saves a good part of the head
-        places = supervised.nonzero()[:, 0]
-        rows, targets = rows[places], targets[places]
+        rows, targets, _ = _gather(rows, targets)
     if not torch.is_grad_enabled():
         rows, head = rows.detach(), head.detach()
     total: Any = _ChunkedLoss.apply(rows, head, targets, chunk, z_loss, kernel)
@@ -165,13 +176,14 @@ def token_losses(hidden: Tensor, head: Tensor, labels: Tensor, chunk: int = CHUN
     rows, targets = hidden.flatten(0, -2), labels.flatten()
     losses = torch.zeros(targets.shape, dtype=torch.float32, device=rows.device)
     correct = torch.zeros(targets.shape, dtype=torch.bool, device=rows.device)
-    places = (targets != IGNORE).nonzero()[:, 0]
+    rows, targets, places = _gather(rows, targets)
     weight = head.to(rows.dtype)
-    for some in places.split(chunk):
-        logits = (rows[some] @ weight.T).float()
-        wanted = targets[some]
-        losses[some] = torch.logsumexp(logits, -1) - logits.gather(1, wanted[:, None])[:, 0]
-        correct[some] = logits.argmax(-1) == wanted
+    for start in range(0, len(places), chunk):
+        logits = (rows[start : start + chunk] @ weight.T).float()
+        here = places[start : start + chunk]
+        logits, wanted = logits[: len(here)], targets[start : start + len(here)]
+        losses[here] = torch.logsumexp(logits, -1) - logits.gather(1, wanted[:, None])[:, 0]
+        correct[here] = logits.argmax(-1) == wanted
     return TokenScores(losses.view(labels.shape), correct.view(labels.shape))
 
 
