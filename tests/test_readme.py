@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TINY = {
-    "run": "raw.names=[sanguo-zh,chat-en,chat-zh] tok.vocab_size=1024 base.max_steps=4 base.minutes=null "
+    "run": "raw.names=[sanguo-zh,c4-sample] tok.vocab_size=1024 base.max_steps=4 base.minutes=null "
     "base.sequence_length=64 base.batch_tokens=256 base.compile=off chat.max_steps=4 chat.sequence_length=64 "
     "chat.batch_tokens=256 chat.compile=off",
     "tokenizer": "vocab_size=1024",
