@@ -42,7 +42,7 @@ def test_stages_run_once_and_a_changed_key_is_refused(recipe):
     assert Path(first.report).is_file()
     second = run(recipe)
     assert [s.skipped for s in second.stages] == [True, True, True]
-    with pytest.raises(HeptaError, match=r"stage 'tok': .*another vocab_size \(400 before, 420 now\); --fresh-from tok"):
+    with pytest.raises(HeptaError, match=r"'tok': .*another vocab_size \(400 before, 420 now\); --fresh-from tok"):
         run(recipe, "tok.vocab_size=420")
     third = run(recipe, "tok.vocab_size=420", fresh_from="tok")
     assert [s.skipped for s in third.stages] == [True, False, False]

@@ -79,12 +79,19 @@ def to_json(result: Any) -> str:
 
 
 def describe_keys(verb: str) -> str:
-    """The keys of a verb's config as help text: name, default, meaning."""
+    """The keys of a verb's config as help text: name, default, meaning; nested keys by their dotted names."""
     lines = ["Keys (key=value):", ""]
-    for name, field in VERBS[verb].load_config_class().model_fields.items():
-        default = "" if field.is_required() else f" (default {field.get_default(call_default_factory=True)})"
-        lines.append(f"{name}{default}: {field.description or ''}")
-        lines.append("")
+
+    def describe(config_class: type[Config], prefix: str) -> None:
+        for name, field in config_class.model_fields.items():
+            value = None if field.is_required() else field.get_default(call_default_factory=True)
+            if isinstance(value, Config):
+                describe(type(value), f"{prefix}{name}.")
+                continue
+            default = "" if field.is_required() else f" (default {value})"
+            lines.extend([f"{prefix}{name}{default}: {field.description or ''}", ""])
+
+    describe(VERBS[verb].load_config_class(), "")
     return "\n".join(lines)
 
 

@@ -74,7 +74,9 @@ def _prepare(config: PretrainConfig, manifest: dict[str, Any]) -> tuple[Job, Tok
     if not fresh:
         known = read_hepta_json(resolve_model(config.model))
         check_matches(tokenizer, model.config.vocab_size, known.get("template"))
-    provenance = {"verb": "pretrain", "model": config.model, "data": manifest["digest"], "seed": config.seed}
+    provenance = {
+        "verb": "pretrain", "model": config.model, "data": manifest["digest"], "seed": seed, "sequence_length": T,
+    }  # fmt: skip
     job = Job(
         verb="pretrain", model=model, tokenizer=tokenizer, train=order, held_out=held_out,
         prompts=completion_prompts(config.sample_prompts, tokenizer),

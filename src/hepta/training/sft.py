@@ -132,7 +132,10 @@ def _prepare(config: SftConfig, base: Path, digest: str) -> tuple[Job, SftOrder,
     model = load_model(base)
     check_matches(tokenizer, model.config.vocab_size, read_hepta_json(base).get("template"))
     order, held_out = _orders(config, tokenizer)
-    provenance = {"verb": "sft", "method": config.method, "base": digest, "data": order.digest}
+    provenance = {
+        "verb": "sft", "method": config.method, "base": digest, "data": order.digest,
+        "sequence_length": config.sequence_length,
+    }  # fmt: skip
     save, restore = _adapt(config, model, base, provenance)
     prompts = [chat_prompt([{"role": "user", "content": text}], tokenizer) for text in config.sample_prompts]
     if held_out is not None:
