@@ -1,6 +1,7 @@
 """What every verb's command line shares: options, overrides, dry runs, results, exit codes."""
 
 import dataclasses
+import errno
 import json
 import sys
 import traceback
@@ -80,7 +81,7 @@ def to_json(result: Any) -> str:
 
 def describe_keys(verb: str) -> str:
     """The keys of a verb's config as help text: name, default, meaning; nested keys by their dotted names."""
-    lines = ["Keys (key=value):", ""]
+    lines: list[str] = []
 
     def describe(config_class: type[Config], prefix: str) -> None:
         for name, field in config_class.model_fields.items():
@@ -89,10 +90,10 @@ def describe_keys(verb: str) -> str:
                 describe(type(value), f"{prefix}{name}.")
                 continue
             default = "" if field.is_required() else f" (default {value})"
-            lines.extend([f"{prefix}{name}{default}: {field.description or ''}", ""])
+            lines.extend([f"{prefix}{name}{default}: {field.description}", ""])
 
     describe(VERBS[verb].load_config_class(), "")
-    return "\n".join(lines)
+    return "\n".join(["Keys (key=value):", "", *lines])
 
 
 def guarded(work: Callable[[], Any]) -> int:
@@ -108,13 +109,10 @@ def guarded(work: Callable[[], Any]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    except OSError as error:
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             say(f"error: {error.filename or 'the disk'}: no space left; free some and repeat the command")
             return 1
-        traceback.print_exc()
-        return 1
-    except Exception:
         traceback.print_exc()
         say("error: this is a fault in hepta, not in your input; please report it with the lines above")
         return 1
