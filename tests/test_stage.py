@@ -8,7 +8,7 @@ import pytest
 
 from hepta import stage as stage_module
 from hepta.config import HeptaError, MachineError, StageConfig, budget, identity, input_path, operational
-from hepta.stage import atomic_directory, claim, digest_of, read_manifest, write_atomic
+from hepta.stage import atomic_directory, claim, digest_of, read_manifest, withdraw, write_atomic
 
 
 class Sample(StageConfig):
@@ -112,6 +112,19 @@ def test_full_disk_is_one_line_with_exit_1_and_the_old_file_stays(tmp_path, monk
     assert caught.value.exit_code == 1
     assert path.read_text() == "old"
     assert [f.name for f in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_wrong_input_leaves_no_claim_behind_but_work_stays(tmp_path, source):
+    claim(make(tmp_path, source), "verb", 1)._lock.close()
+    withdraw(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    busy = claim(make(tmp_path, source), "verb", 1)
+    withdraw(tmp_path / "out")  # another process's claim is not ours to drop
+    assert (tmp_path / "out" / ".stage.json").is_file()
+    busy._lock.close()
+    (tmp_path / "out" / "half").write_text("work")
+    withdraw(tmp_path / "out")
+    assert (tmp_path / "out" / "half").is_file()
 
 
 def test_failed_directory_leaves_nothing(tmp_path):

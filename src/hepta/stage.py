@@ -181,6 +181,11 @@ class Stage:
         """Digest of everything that decides the result, budgets aside."""
         return digest_json([self.verb, self.version, self.identity, self.inputs])
 
+    def release(self) -> None:
+        """Let other processes write here."""
+        if self._lock is not None:
+            self._lock.close()
+
     def finish(self, digest: str, facts: dict[str, Any]) -> dict[str, Any]:
         """Seal the output: write its manifest and drop the unfinished mark.
 
@@ -309,6 +314,18 @@ def claim(config: StageConfig, verb: str, version: int) -> Stage:
         },
     )
     return stage
+
+
+def withdraw(output: Path) -> None:
+    """Remove an output that a failed verb claimed and wrote nothing into; one that holds work stays."""
+    if not (output / UNFINISHED).is_file() or {f.name for f in output.iterdir()} - {UNFINISHED, ".lock"}:
+        return
+    with (output / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return  # another process works here
+        shutil.rmtree(output, ignore_errors=True)
 
 
 def go_on_hint(config: StageConfig) -> Interrupted:

@@ -51,7 +51,7 @@ def execute(
     if dry_run:
         print_dry_run(config, as_json)
         return
-    result = entry.load_function()(config)
+    result = entry.call(config)
     text = to_json(result) if as_json else show(result)
     if text:  # a conversation has printed its answers already
         print(text, flush=True)

@@ -176,7 +176,7 @@ def run_recipe(config: RunConfig) -> RunResult:
         before = read_manifest(stage.config.output)
         begun = time.monotonic()
         try:
-            VERBS[stage.verb].load_function()(stage.config)
+            VERBS[stage.verb].call(stage.config)
         except HeptaError as error:
             hint = f"--fresh-from {stage.id} moves it and all after it aside"
             raise type(error)(f"stage {stage.id!r}: {str(error).replace(ASIDE_HINT, hint)}") from None

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hepta.config import Config
+from hepta.config import Config, HeptaError, StageConfig
+from hepta.stage import withdraw
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,15 @@ class Verb:
     def load_config_class(self) -> type[Config]:
         """Import the config class (never torch)."""
         return _load(self.config)
+
+    def call(self, config: Config) -> Any:
+        """Run the verb; wrong input leaves no empty claim on the output behind."""
+        try:
+            return self.load_function()(config)
+        except HeptaError:
+            if isinstance(config, StageConfig) and config.output is not None:
+                withdraw(config.output)
+            raise
 
     def load_function(self) -> Callable[[Any], Any]:
         """Import the library function behind the verb."""

@@ -10,7 +10,7 @@ import torch
 
 from hepta.config import HeptaError
 from hepta.model.decoder import Decoder
-from hepta.stage import UNFINISHED, Stage
+from hepta.stage import Stage, withdraw
 from hepta.training.guard import Guard
 from hepta.training.resolve import Resolved
 from hepta.training.samples import Prompt
@@ -75,8 +75,6 @@ def withdraw_if_refused(stage: Stage) -> Iterator[None]:
         yield
     except HeptaError:
         if stage.state == "new":
-            for name in (UNFINISHED, ".lock"):
-                (stage.output / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # something else lies there
-                stage.output.rmdir()
+            stage.release()
+            withdraw(stage.output)
         raise

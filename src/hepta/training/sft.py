@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from hepta.catalog.documents import language_by_script
 from hepta.config import HeptaError
+from hepta.console import warn
 from hepta.data.conversations import Conversation, load_conversations
 from hepta.data.sft import SftOrder
 from hepta.model.adapters import (
@@ -57,7 +58,11 @@ def _orders(config: SftConfig, tokenizer: Any) -> tuple[SftOrder, SftOrder | Non
             split, config.validation, config.loss_on,
         )  # fmt: skip
 
-    return order("train"), order("val") if config.validation > 0 else None
+    train = order("train")
+    if config.validation > 0 and not train.held_out():
+        warn("only one first message in all conversations: nothing is held out, so this run has no validation loss")
+        return train, None
+    return train, order("val") if config.validation > 0 else None
 
 
 def _adapt(config: SftConfig, model: Decoder, base: Path, provenance: dict[str, Any]) -> tuple[Callable, Callable]:
