@@ -233,14 +233,15 @@ class Decoder(nn.Module):
         """Draw fresh weights, each from a stream keyed by (seed, name), so the order of parameters is free.
 
         Matrices: N(0, 2 / 5D) (Nguyen & Salazar 2019), those that write to the residual stream divided by
-        √(2 layers) (GPT-2); embeddings N(0, 0.02²), so the first loss is near ln V; norms 1, biases 0.
+        √(2 layers) (GPT-2); embeddings N(0, 1 / D), since smaller ones hold narrow models at the unigram loss
+        for hundreds of steps; an untied head N(0, 0.02²); norms 1, biases 0.
         """
         small = (2 / (5 * self.config.hidden_size)) ** 0.5
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
                 parameter.fill_(1.0 if "norm" in name else 0.0)
                 continue
-            std = 0.02 if "embed_tokens" in name or "lm_head" in name else small
+            std = {"model.embed_tokens.weight": self.config.hidden_size**-0.5, "lm_head.weight": 0.02}.get(name, small)
             if "o_proj" in name or "down_proj" in name:
                 std /= (2 * self.config.num_layers) ** 0.5
             generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(f"{seed}/{name}".encode()) >> 1)

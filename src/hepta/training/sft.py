@@ -33,7 +33,7 @@ from hepta.training.evaluate import bytes_per_token, evaluate
 from hepta.training.job import Job, withdraw_if_refused
 from hepta.training.loop import train
 from hepta.training.pretrain import restore_weights
-from hepta.training.resolve import automatic_lr
+from hepta.training.resolve import automatic_lr, automatic_tuning_lr
 from hepta.training.result import TrainingResult, already_done, finish
 from hepta.training.samples import Prompt, answer
 
@@ -147,7 +147,7 @@ def _prepare(config: SftConfig, base: Path, digest: str) -> tuple[Job, SftOrder,
         prompts += [chat_prompt(c.messages, tokenizer, held_out=True) for c in order.held_out_prompts().values()]
     job = Job(
         verb="sft", model=model, tokenizer=tokenizer, train=order, held_out=held_out, prompts=prompts,
-        lr=automatic_lr(model.config) * (0.1 if config.method == "full" else 1.0), save=save, restore=restore,
+        lr=(automatic_tuning_lr if config.method == "full" else automatic_lr)(model.config), save=save, restore=restore,
         answer_ends=tuple(tokenizer.stop_ids), whole_model=config.method == "full",
     )  # fmt: skip
     return job, order, held_out
