@@ -102,7 +102,7 @@ def test_merged_logits_are_the_adapters_logits(base: Path, dtype: torch.dtype, t
     error = logits(model).float() - before
     if dtype is torch.float32:
         assert error.abs().max() <= tolerance
-    assert error.square().mean().sqrt() <= tolerance  # bf16 rounds each of fourteen products to 0.2 %
+    assert error.square().mean().sqrt() <= tolerance * before.std()  # bf16 rounds each of fourteen products to 0.2 %
     save_model(model, base.parent / "merged")
     torch.testing.assert_close(logits(load_model(base.parent / "merged", dtype)), logits(model), rtol=0, atol=0)
 
