@@ -32,6 +32,7 @@ def base(tmp_path: Path) -> Path:
     model = Decoder(QWEN2)
     model.init_weights(0)
     with torch.no_grad():
+        model.output_weight.mul_(0.25)  # logits of a size that 1e-2 means something for
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.03)
     save_model(model, tmp_path / "base")
@@ -102,7 +103,7 @@ def test_merged_logits_are_the_adapters_logits(base: Path, dtype: torch.dtype, t
     error = logits(model).float() - before
     if dtype is torch.float32:
         assert error.abs().max() <= tolerance
-    assert error.square().mean().sqrt() <= tolerance * before.std()  # bf16 rounds each of fourteen products to 0.2 %
+    assert error.square().mean().sqrt() <= tolerance  # bf16 rounds each of fourteen products to 0.2 %
     save_model(model, base.parent / "merged")
     torch.testing.assert_close(logits(load_model(base.parent / "merged", dtype)), logits(model), rtol=0, atol=0)
 
