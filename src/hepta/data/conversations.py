@@ -5,31 +5,25 @@ output, history, system) and prompt/completion. A row that is no conversation is
 the reading, as the policy says; nothing is repaired silently.
 """
 
-import gzip
-import io
-import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import xxhash
 
 from hepta.catalog.documents import language_by_script
 from hepta.config import HeptaError, nearest
 from hepta.console import warn
-from hepta.stage import MANIFEST
+from hepta.data.files import JSON_SUFFIXES, Policy, RowError, RowFaults, broken_text, find_files, read_rows
 
-Policy = Literal["drop", "error"]
 ROLES = ("system", "user", "assistant", "tool")
 ALIASES = {
     "human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
     "function_call": "assistant", "observation": "tool", "function": "tool", "developer": "system",
 }  # fmt: skip
-SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
-EXAMPLE_ROWS = 5  # row numbers kept per reason in the report
 EXPECTED = "messages (role, content) | conversations (from, value) | instruction, output | prompt, completion"
 
 
@@ -62,28 +56,6 @@ class Conversations(list[Conversation]):
         self.report: dict[str, Any] = report or {}
 
 
-class RowError(Exception):
-    """A row that is no conversation; the message says why."""
-
-
-@dataclass
-class _Faults:
-    """Counts of dropped rows by reason, with the first few of them."""
-
-    policy: Policy
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    unused: Counter[str] = field(default_factory=Counter)
-
-    def add(self, file: Path, row: int, reason: str) -> None:
-        if self.policy == "error":
-            raise HeptaError(f"{file}: row {row}: {reason}; mend the row or set bad_rows=drop")
-        kind = reason.partition(":")[0]
-        self.counts[kind] += 1
-        if len(self.examples[kind]) < EXAMPLE_ROWS:
-            self.examples[kind].append(f"{file.name} row {row}: {reason}")
-
-
 def load_conversations(path: Path | str | Sequence[Path | str], policy: Policy = "error") -> Conversations:
     """Read conversations from files, folders of files, or ``NAME=PATH`` of either.
 
@@ -99,13 +71,13 @@ def load_conversations(path: Path | str | Sequence[Path | str], policy: Policy =
         HeptaError: no files, a file that cannot be read, unknown columns, a bad row under ``error``, nothing left.
     """
     entries = [path] if isinstance(path, str | Path) else list(path)
-    faults = _Faults(policy)
+    faults, unused = RowFaults(policy), Counter[str]()
     kept: list[Conversation] = []
     read = 0
     for entry in entries:
-        for file, source in _files(entry):
+        for file, source in find_files(entry, JSON_SUFFIXES, "conversations"):
             schema: str | None = None
-            for row, value in _rows(file, faults):
+            for row, value in read_rows(file, faults):
                 read += 1
                 if value is None:
                     continue
@@ -116,14 +88,14 @@ def load_conversations(path: Path | str | Sequence[Path | str], policy: Policy =
                 except RowError as error:
                     faults.add(file, row, str(error))
                     continue
-                faults.unused.update(set(value) - COLUMNS[schema])
+                unused.update(set(value) - COLUMNS[schema])
                 text = "\n".join(m["content"] for m in messages if m["role"] in ("user", "assistant"))
                 kept.append(Conversation(row, messages, language_by_script(text), source))
     if faults.counts:
-        warn(f"dropped {sum(faults.counts.values())} of {read} rows: {dict(faults.counts)}; examples: {_first(faults)}")
+        warn(faults.told(read))
     if not kept:
-        raise HeptaError(f"{', '.join(map(str, entries))}: no conversation left of {read} rows; {_first(faults)}")
-    return Conversations(kept, _report(kept, read, faults))
+        raise HeptaError(f"{', '.join(map(str, entries))}: no conversation left of {read} rows; {faults.first}")
+    return Conversations(kept, _report(kept, read, faults, unused))
 
 
 def split_conversations(
@@ -158,83 +130,6 @@ def held_out_prompts(conversations: Sequence[Conversation], validation: float) -
 
 def _place(prompt: str) -> float:
     return xxhash.xxh3_64_intdigest(b"held-out:" + prompt.encode("utf-8", "replace")) / 2**64
-
-
-def _files(entry: Path | str) -> list[tuple[Path, str]]:
-    """(file, source name) of an entry."""
-    name, equals, rest = str(entry).partition("=")
-    named = bool(equals) and not Path(entry).exists()
-    path = Path(rest if named else entry)
-    if path.is_file():
-        found = [path]
-    elif path.is_dir():
-        found = sorted(f for f in path.rglob("*") if _is_data(f, path))
-    else:
-        raise HeptaError(f"{path}: no such file or directory; give a .jsonl, .json or .parquet file of conversations")
-    if not found:
-        raise HeptaError(f"{path}: holds no {', '.join(SUFFIXES[:3])} file of conversations")
-    return [(file, name if named else file.name.partition(".")[0]) for file in found]
-
-
-def _is_data(file: Path, root: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-    return file.is_file() and file.name.endswith(SUFFIXES) and not hidden and file.name not in (MANIFEST, "SOURCE.json")
-
-
-def _rows(file: Path, faults: _Faults) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """(row number, row) of a file; None for a row that was dropped already."""
-    try:
-        if file.name.endswith(".parquet"):
-            import pyarrow.parquet as parquet
-
-            values: Iterator[Any] = (
-                row for batch in parquet.ParquetFile(file).iter_batches(1024) for row in batch.to_pylist()
-            )
-        else:
-            with _open_text(file) as text:
-                if ".jsonl" in file.name:
-                    yield from _json_lines(text, file, faults)
-                    return
-                loaded = json.load(text)
-            if not isinstance(loaded, list):
-                raise HeptaError(f"{file}: expected a JSON array of rows, found a {type(loaded).__name__}")
-            values = iter(loaded)
-        for row, value in enumerate(values, 1):
-            yield row, _as_object(value, file, row, faults)
-    except (OSError, EOFError, ValueError, ImportError) as error:  # pyarrow's errors are OSError and ValueError
-        raise HeptaError(f"{file}: cannot be read: {error}") from None
-
-
-def _json_lines(text: io.TextIOBase, file: Path, faults: _Faults) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    for row, line in enumerate(text, 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            faults.add(file, row, f"not JSON: {error}")
-            yield row, None
-            continue
-        yield row, _as_object(value, file, row, faults)
-
-
-def _as_object(value: Any, file: Path, row: int, faults: _Faults) -> dict[str, Any] | None:
-    if isinstance(value, dict):
-        return value
-    faults.add(file, row, f"not an object: found a {type(value).__name__}")
-    return None
-
-
-def _open_text(file: Path) -> io.TextIOBase:
-    if file.name.endswith(".gz"):
-        return io.TextIOWrapper(gzip.open(file), encoding="utf-8")
-    if file.name.endswith(".zst"):
-        import zstandard
-
-        return io.TextIOWrapper(
-            zstandard.ZstdDecompressor().stream_reader(file.open("rb"), closefd=True), encoding="utf-8"
-        )
-    return file.open(encoding="utf-8")
 
 
 COLUMNS = {
@@ -325,6 +220,8 @@ def _text(value: Any, name: str) -> str:
         raise RowError(f"no content: {name} is null")
     if not isinstance(value, str):
         raise RowError(f"content is no text: {name} is a {type(value).__name__}")
+    if broken_text(value):
+        raise RowError(f"not UTF-8: {name} holds bytes that are no text")
     return value
 
 
@@ -352,17 +249,13 @@ def _check(messages: list[dict[str, str]]) -> None:
             raise RowError(f"turns out of order: message {number} is {after['role']} after {before['role']}")
 
 
-def _report(kept: list[Conversation], read: int, faults: _Faults) -> dict[str, Any]:
+def _report(kept: list[Conversation], read: int, faults: RowFaults, unused: Counter[str]) -> dict[str, Any]:
     return {
         "rows": read,
         "kept": len(kept),
         "dropped": dict(faults.counts),
         "examples": dict(faults.examples),
-        "unused_columns": dict(faults.unused),
+        "unused_columns": dict(unused),
         "sources": dict(Counter(c.source for c in kept)),
         "languages": dict(Counter(c.lang for c in kept)),
     }
-
-
-def _first(faults: _Faults) -> str:
-    return next((examples[0] for examples in faults.examples.values()), "the files are empty")
