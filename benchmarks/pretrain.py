@@ -21,8 +21,9 @@ from collections.abc import Callable
 import torch
 
 from hepta.model.attention import BLOCK
-from hepta.model.config import ModelConfig, preset
+from hepta.model.config import ModelConfig
 from hepta.model.decoder import Decoder
+from hepta.model.families import preset
 from hepta.objectives.causal import CHUNK, IGNORE
 from hepta.planning.cost import training_flops
 from hepta.planning.machine import measured_peak

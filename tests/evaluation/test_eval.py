@@ -10,8 +10,8 @@ from hepta.catalog.documents import iter_documents
 from hepta.config import HeptaError
 from hepta.evaluation.config import EvalConfig
 from hepta.evaluation.text import evaluate_text, read_result, show_scores, trained_length
-from hepta.model.config import preset
 from hepta.model.decoder import Decoder
+from hepta.model.families import preset
 from hepta.model.load import save_model
 from hepta.tokenizer.config import TokenizerConfig
 from hepta.tokenizer.load import load_tokenizer

@@ -14,7 +14,9 @@ from hepta.model.config import ModelConfig
 from hepta.model.decoder import Decoder
 from hepta.model.load import save_model
 
-CONFIG = ModelConfig(320, 64, 128, 2, 4, 2, 16, max_positions=64)
+CONFIG = ModelConfig(
+    vocab_size=320, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16,
+    max_positions=64)
 
 
 class Bytes:

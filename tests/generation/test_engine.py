@@ -9,19 +9,25 @@ import transformers
 from torch import Tensor
 
 from hepta.config import HeptaError
-from hepta.generation.cache import KVCache
 from hepta.generation.engine import Engine
+from hepta.model.cache import KVCache
 from hepta.model.config import ModelConfig
 from hepta.model.decoder import Decoder
 from hepta.model.load import load_model, save_model
 from hepta.tokenizer.load import Tokenizer, load_tokenizer
 
 FAMILIES = {
-    "grouped": ModelConfig(640, 64, 96, 3, 4, 2, 16),
-    "sliding window": ModelConfig(640, 64, 96, 3, 4, 2, 16, family="mistral", sliding_window=6),
+    "grouped": ModelConfig(
+        vocab_size=640, hidden_size=64, intermediate_size=96, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=16),
+    "sliding window": ModelConfig(
+        vocab_size=640, hidden_size=64, intermediate_size=96, num_layers=3, num_heads=4, num_kv_heads=2,
+        head_dim=16, family="mistral", sliding_window=6),
     "qk norm, windows in some layers": ModelConfig(
-        640, 64, 96, 3, 4, 1, 32, family="qwen3", qk_norm=True, sliding_window=5, window_layers=(True, False, True)),
-    "biases, untied": ModelConfig(640, 64, 96, 3, 4, 4, 16, family="qwen2", attention_bias=True, tied=False),
+        vocab_size=640, hidden_size=64, intermediate_size=96, num_layers=3, num_heads=4, num_kv_heads=1,
+        head_dim=32, family="qwen3", qk_norm=True, sliding_window=5, window_layers=(True, False, True)),
+    "biases, untied": ModelConfig(
+        vocab_size=640, hidden_size=64, intermediate_size=96, num_layers=3, num_heads=4, num_kv_heads=4,
+        head_dim=16, family="qwen2", attention_bias=True, tied=False),
 }  # fmt: skip
 LONG = "A long prompt, much longer than the others, about a river in the north."
 TEXTS = ["The", "今天天气怎么样？我们去", LONG, "第三回", "It"]
@@ -180,7 +186,9 @@ def test_stop_ids_end_a_text_and_other_specials_are_never_chosen(
 
 
 def test_padded_rows_of_the_vocabulary_are_never_chosen(tokenizer: Tokenizer, prompts: list[list[int]]) -> None:
-    model = noisy(ModelConfig(704, 64, 96, 2, 4, 2, 16, tied=False))
+    model = noisy(ModelConfig(
+        vocab_size=704, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4, num_kv_heads=2,
+        head_dim=16, tied=False))
     assert model.lm_head is not None
     with torch.no_grad():
         model.lm_head.weight[tokenizer.size :] *= 50
@@ -244,5 +252,7 @@ def test_wrong_requests_are_told(tokenizer: Tokenizer) -> None:
         with pytest.raises(HeptaError, match=words):
             engine.generate(prompts, **options)
     with pytest.raises(HeptaError, match="use the tokenizer that belongs"):
-        Engine(noisy(ModelConfig(64, 32, 48, 1, 2, 1, 16)), tokenizer)
+        Engine(noisy(ModelConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=1, num_heads=2, num_kv_heads=1,
+            head_dim=16)), tokenizer)
     assert engine.generate([]) == []

@@ -27,7 +27,9 @@ Cli = Callable[..., Any]
 @pytest.fixture(scope="module")
 def model_dir(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of random weights with its tokenizer and chat template."""
-    model, generator = Decoder(ModelConfig(640, 64, 96, 2, 4, 2, 16)), torch.Generator().manual_seed(1)
+    model, generator = Decoder(ModelConfig(
+        vocab_size=640, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4, num_kv_heads=2,
+        head_dim=16)), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator) * 0.1
@@ -103,7 +105,9 @@ def test_piped_lines_through_the_command_line(
 def test_a_long_conversation_drops_its_oldest_exchange_and_says_so(
     tokenizer_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = Decoder(ModelConfig(640, 32, 48, 1, 2, 1, 16, max_positions=60))
+    model = Decoder(ModelConfig(
+        vocab_size=640, hidden_size=32, intermediate_size=48, num_layers=1, num_heads=2, num_kv_heads=1,
+        head_dim=16, max_positions=60))
     model.init_weights(0)
     save_model(model, tmp_path, tokenizer_dir)
     config = ChatConfig(model=str(tmp_path), max_new_tokens=5)

@@ -11,7 +11,6 @@ import transformers
 
 from hepta.config import HeptaError
 from hepta.model.adapters import (
-    TARGETS,
     adapter_parameters,
     attach_lora,
     load_adapter,
@@ -23,7 +22,9 @@ from hepta.model.config import ModelConfig
 from hepta.model.decoder import Decoder
 from hepta.model.load import load_model, save_model
 
-QWEN2 = ModelConfig(96, 64, 96, 2, 4, 2, 16, family="qwen2", attention_bias=True)
+QWEN2 = ModelConfig(
+    vocab_size=96, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16,
+    family="qwen2", attention_bias=True)
 IDS = torch.randint(0, 96, (2, 23), generator=torch.Generator().manual_seed(0))
 
 
@@ -60,7 +61,7 @@ def test_step_0_is_the_base_exactly(base: Path) -> None:
     model = load_model(base)
     before = logits(model)
     names = attach_lora(model, rank=4, alpha=8)
-    assert len(names) == 2 * len(TARGETS)
+    assert len(names) == 2 * len(Decoder.lora_targets)
     torch.testing.assert_close(logits(model), before, rtol=0, atol=0)
 
 

@@ -11,13 +11,15 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from hepta.config import HeptaError
-from hepta.model.config import PRESETS, ModelConfig, from_hf, preset, to_hf
+from hepta.model.config import ModelConfig
 from hepta.model.contract import template_contract
 from hepta.model.decoder import Decoder
+from hepta.model.families import PRESETS, from_hf, preset, to_hf
 from hepta.model.load import build_model, load_model, read_hepta_json, save_model
 from hepta.tokenizer.load import load_tokenizer
 
-TINY = ModelConfig(64, 32, 48, 2, 2, 1, 16)
+TINY = ModelConfig(
+    vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16)
 
 
 @pytest.fixture
@@ -69,7 +71,8 @@ def test_presets_have_the_promised_size(name: str, low: float, high: float) -> N
 
 def test_every_parameter_is_counted_in_its_class() -> None:
     config = ModelConfig(
-        64, 32, 48, 2, 2, 1, 16, tied=False, attention_bias=True, output_bias=True, mlp_bias=True, qk_norm=True
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2, num_kv_heads=1,
+        head_dim=16, tied=False, attention_bias=True, output_bias=True, mlp_bias=True, qk_norm=True
     )
     model = Decoder(config)
     by_class = dict.fromkeys(config.parameters(), 0)
@@ -172,7 +175,7 @@ def test_other_architectures_and_options_are_refused_by_name(saved: Path) -> Non
     config = saved / "config.json"
     original = config.read_text()
     for changes, words in [
-        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel is not supported; supported: LlamaForCausalLM"),
+        ({"architectures": ["BloomForCausalLM"]}, "BloomForCausalLM is not supported; supported: LlamaForCausalLM"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "RoPE scaling 'yarn'"),
         ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "RoPE scaling 'dynamic'"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 4.0}}, "lacks low_freq_factor"),

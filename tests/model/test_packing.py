@@ -12,11 +12,17 @@ from hepta.model.config import ModelConfig
 from hepta.model.decoder import Decoder
 
 SHAPES = {
-    "grouped": ModelConfig(96, 64, 96, 3, 4, 2, 16),
-    "window": ModelConfig(96, 64, 96, 3, 4, 2, 16, family="mistral", sliding_window=9),
-    "qk norm": ModelConfig(96, 64, 96, 3, 4, 1, 32, family="qwen3", qk_norm=True),
+    "grouped": ModelConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=96, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=16),
+    "window": ModelConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=96, num_layers=3, num_heads=4, num_kv_heads=2,
+        head_dim=16, family="mistral", sliding_window=9),
+    "qk norm": ModelConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=96, num_layers=3, num_heads=4, num_kv_heads=1,
+        head_dim=32, family="qwen3", qk_norm=True),
     "biases, windows in some layers": ModelConfig(
-        96, 64, 96, 3, 4, 4, 16, family="qwen2", attention_bias=True, sliding_window=7,
+        vocab_size=96, hidden_size=64, intermediate_size=96, num_layers=3, num_heads=4, num_kv_heads=4,
+        head_dim=16, family="qwen2", attention_bias=True, sliding_window=7,
         window_layers=(False, True, True), rope_scaling={"rope_type": "linear", "factor": 2.0}),
 }  # fmt: skip
 
@@ -116,8 +122,9 @@ def test_the_head_callable_replaces_the_logits() -> None:
     ids = torch.randint(0, 96, (2, 11))
     seen: list[tuple[int, ...]] = []
 
-    def head(hidden: Tensor, weight: Tensor) -> Tensor:
+    def head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         seen.extend((tuple(hidden.shape), tuple(weight.shape)))
+        assert bias is None
         return F.linear(hidden, weight).sum()
 
     torch.testing.assert_close(model(ids, head=head), model(ids).sum())

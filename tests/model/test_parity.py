@@ -1,4 +1,4 @@
-"""The decoder computes what transformers computes, on random small models of each family, both ways."""
+"""Our models compute what transformers' compute, on random small models of each family, both ways."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from hepta.model.config import ModelConfig, from_hf, to_hf
+from hepta.model.config import ModelConfig
 from hepta.model.decoder import Decoder
+from hepta.model.families import from_hf, to_hf
 from hepta.model.load import load_model, save_model
 
 TOLERANCE = 1e-4
@@ -45,6 +46,11 @@ CASES: dict[str, tuple[type, dict[str, Any]]] = {
         transformers.Qwen3Config,
         {"head_dim": 16, "attention_bias": True, "tie_word_embeddings": True, "use_sliding_window": True,
          "sliding_window": 6, "max_window_layers": 1}),
+    "gpt2": (transformers.GPT2Config, {"n_inner": 96}),
+    "gpt2 untied": (transformers.GPT2Config, {"tie_word_embeddings": False, "layer_norm_epsilon": 1e-3}),
+    "bert": (transformers.BertConfig, {}),
+    "bert tanh gelu": (
+        transformers.BertConfig, {"hidden_act": "gelu_new", "type_vocab_size": 3, "layer_norm_eps": 1e-3}),
 }  # fmt: skip
 
 
@@ -52,7 +58,8 @@ def theirs(name: str) -> Any:
     """A transformers model with weights large enough that every detail shows in the logits."""
     cls, options = CASES[name]
     torch.manual_seed(sum(name.encode()))
-    model = transformers.AutoModelForCausalLM.from_config(cls(**{**SMALL, **options})).eval()
+    loader = transformers.AutoModelForMaskedLM if "bert" in name else transformers.AutoModelForCausalLM
+    model = loader.from_config(cls(**{**SMALL, **options})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3) if parameter.ndim > 1 else parameter.normal_(mean=0.8, std=0.3)
@@ -60,7 +67,8 @@ def theirs(name: str) -> Any:
 
 
 def some_ids(length: int = 40) -> Tensor:
-    return torch.randint(0, 128, (2, length), generator=torch.Generator().manual_seed(0))
+    """Id 0 is left out: it is BERT's padding, whose embedding transformers gives no gradient."""
+    return torch.randint(1, 128, (2, length), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -77,8 +85,8 @@ def test_logits_equal_transformers_both_ways(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(ours(ids), expected, rtol=0, atol=TOLERANCE)  # the path of training
 
     save_model(ours, tmp_path / "ours")
-    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
-    assert type(back) is type(reference)
+    back = type(reference).from_pretrained(tmp_path / "ours").eval()
+    assert back.config.architectures == [type(reference).__name__]
     with torch.no_grad():
         torch.testing.assert_close(back(ids).logits, expected, rtol=0, atol=TOLERANCE)
 
@@ -94,8 +102,9 @@ def test_gradients_equal_transformers(name: str, tmp_path: Path) -> None:
     expected = dict(reference.named_parameters())
     for key, parameter in ours.named_parameters():
         assert parameter.grad is not None
-        largest = expected[key].grad.abs().max()
-        assert (parameter.grad - expected[key].grad).abs().max() <= 1e-4 * largest, key
+        name, gradient = ours.to_disk(key, parameter.grad)
+        largest = max(expected[name].grad.abs().max(), 1e-2)  # a key's bias moves nothing: rounding alone
+        assert (gradient - expected[name].grad).abs().max() <= 1e-4 * largest, name
 
 
 def test_parameter_names_are_those_of_transformers(tmp_path: Path) -> None:
@@ -103,7 +112,9 @@ def test_parameter_names_are_those_of_transformers(tmp_path: Path) -> None:
         reference = theirs(name)
         reference.save_pretrained(tmp_path / name)
         expected = {key: tuple(p.shape) for key, p in reference.named_parameters()}
-        ours = {key: tuple(p.shape) for key, p in load_model(tmp_path / name).named_parameters()}
+        model = load_model(tmp_path / name)
+        stored = (model.to_disk(key, p) for key, p in model.named_parameters())
+        ours = {key: tuple(p.shape) for key, p in stored}
         assert ours == expected
 
 
@@ -118,7 +129,7 @@ def old_spelling(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if "bert" not in name and "gpt2" not in name])
 def test_old_and_new_config_spellings_mean_the_same(name: str, tmp_path: Path) -> None:
     theirs(name).save_pretrained(tmp_path)
     new = json.loads((tmp_path / "config.json").read_text())
@@ -150,7 +161,9 @@ def test_bfloat16_stays_near_float32(tmp_path: Path) -> None:
 
 def test_positions_beyond_the_trained_length_are_computed() -> None:
     """Trap R17: no static table ends at max_positions; a late position is only a larger angle."""
-    config = ModelConfig(64, 32, 48, 2, 2, 1, 16, max_positions=8)
+    config = ModelConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2, num_kv_heads=1,
+        head_dim=16, max_positions=8)
     model = Decoder(config)
     model.init_weights(0)
     ids = torch.randint(0, 64, (1, 40))

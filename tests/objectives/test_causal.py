@@ -25,8 +25,10 @@ def make(masked: float = 0.3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     return hidden, head, labels
 
 
-def plain(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, z_loss: float) -> torch.Tensor:
-    logits = (hidden @ head.T).flatten(0, 1)
+def plain(
+    hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, z_loss: float, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    logits = F.linear(hidden, head, bias).flatten(0, 1)
     loss = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORE, reduction="sum")
     return loss + z_loss * (torch.logsumexp(logits, -1) ** 2)[labels.flatten() != IGNORE].sum()
 
@@ -38,12 +40,13 @@ def plain(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, z_loss
 def test_chunked_loss_and_gradients_equal_the_full_ones(
     masked: float, z_loss: float, chunk: int, kernel: Kernel
 ) -> None:
-    """Trap R12: any chunk size, ignored labels or none, z-loss."""
+    """Trap R12: any chunk size, ignored labels or none, z-loss, a bias of the logits."""
     hidden, head, labels = make(masked)
-    expected = plain(hidden, head, labels, z_loss)
-    wanted = torch.autograd.grad(expected / 5, (hidden, head))
-    loss = causal_loss(hidden, head, labels, chunk, z_loss, kernel)
-    found = torch.autograd.grad(loss.total / 5, (hidden, head))
+    bias = torch.randn(V, requires_grad=True)
+    expected = plain(hidden, head, labels, z_loss, bias)
+    wanted = torch.autograd.grad(expected / 5, (hidden, head, bias))
+    loss = causal_loss(hidden, head, labels, bias, chunk, z_loss, kernel)
+    found = torch.autograd.grad(loss.total / 5, (hidden, head, bias))
     assert loss.weight == int((labels != IGNORE).sum())
     torch.testing.assert_close(loss.total, expected, rtol=1e-5, atol=1e-4)
     for ours, theirs in zip(found, wanted, strict=True):
@@ -56,7 +59,7 @@ def test_tied_head_gathers_both_gradients() -> None:
     ids, labels = torch.randint(0, V, (B, T)), torch.randint(0, V, (B, T))
     weight = torch.randn(V, D, requires_grad=True)
     (wanted,) = torch.autograd.grad(plain(torch.tanh(weight[ids]), weight, labels, 0.0), weight)
-    (found,) = torch.autograd.grad(causal_loss(torch.tanh(weight[ids]), weight, labels, 16).total, weight)
+    (found,) = torch.autograd.grad(causal_loss(torch.tanh(weight[ids]), weight, labels, chunk=16).total, weight)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 

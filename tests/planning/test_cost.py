@@ -3,13 +3,16 @@
 import pytest
 
 from hepta.model.config import ModelConfig
-from hepta.planning.cost import flops_per_token, mean_keys, rule_of_thumb_flops, token_flops, training_flops
+from hepta.model.shape import mean_keys
+from hepta.planning.cost import flops_per_token, rule_of_thumb_flops, training_flops
 
-LLAMA = ModelConfig(32000, 4096, 11008, 32, 32, 32, 128, tied=False)
+LLAMA = ModelConfig(
+    vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_layers=32, num_heads=32, num_kv_heads=32,
+    head_dim=128, tied=False)
 
 
 def test_flops_without_attention_are_twice_the_weights_that_multiply():
-    parts = token_flops(LLAMA, 1)
+    parts = LLAMA.token_flops(1)
     embedding, norms = 32000 * 4096, (2 * 32 + 1) * 4096
     assert parts.total - parts.attention == 2 * (6_738_415_616 - embedding - norms)
 
@@ -23,14 +26,15 @@ def test_mean_keys_equals_counting_each_querys_keys(T, window):
 def test_attention_is_the_causal_half_of_both_products_per_layer():
     T = 512
     square = 2 * (2 * 32 * 128 * T * T)  # scores, and weighted values, of one layer and sequence
-    assert token_flops(LLAMA, T).attention == pytest.approx(32 * square / T * (T + 1) / (2 * T))
+    assert LLAMA.token_flops(T).attention == pytest.approx(32 * square / T * (T + 1) / (2 * T))
 
 
 def test_a_sliding_window_on_some_layers_costs_less_only_there():
-    full = ModelConfig(100, 64, 128, 2, 4, 2, 16)
+    full = ModelConfig(
+        vocab_size=100, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16)
     all_sliding = full.replace(sliding_window=8)
     mixed = all_sliding.replace(window_layers=(False, True))
-    a, b, c = (token_flops(config, 64).attention for config in (full, mixed, all_sliding))
+    a, b, c = (config.token_flops(64).attention for config in (full, mixed, all_sliding))
     assert b == pytest.approx((a + c) / 2)
     assert c < b < a
 

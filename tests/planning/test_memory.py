@@ -2,7 +2,8 @@
 
 import pytest
 
-from hepta.model.config import ModelConfig, preset
+from hepta.model.config import ModelConfig
+from hepta.model.families import preset
 from hepta.planning.memory import (
     METHODS,
     Setting,
@@ -14,7 +15,9 @@ from hepta.planning.memory import (
     weight_bytes,
 )
 
-LLAMA = ModelConfig(32000, 4096, 11008, 32, 32, 32, 128, tied=False)  # Llama-2-7B
+LLAMA = ModelConfig(
+    vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_layers=32, num_heads=32, num_kv_heads=32,
+    head_dim=128, tied=False)  # Llama-2-7B
 SETTING = Setting(2048)
 
 
@@ -95,7 +98,7 @@ def test_activations_are_within_5_percent_of_what_autograd_keeps(name):
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             ids = torch.zeros(B, T, dtype=torch.long)
-            out = model(ids, head=lambda hidden, weight: hidden.float().sum())
+            out = model(ids, head=lambda hidden, weight, bias: hidden.float().sum())
             total = sum(storages.values())  # while the graph holds them
             del out
         return total

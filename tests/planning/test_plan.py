@@ -7,12 +7,15 @@ import sys
 import pytest
 
 from hepta.config import HeptaError, load_config
-from hepta.model.config import ModelConfig, preset, to_hf
+from hepta.model.config import ModelConfig
+from hepta.model.families import preset, to_hf
 from hepta.planning import devices
 from hepta.planning.config import PlanConfig
 from hepta.planning.plan import count_text, plan, show_plan, time_text
 
-LLAMA = ModelConfig(32000, 4096, 11008, 32, 32, 32, 128, tied=False)
+LLAMA = ModelConfig(
+    vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_layers=32, num_heads=32, num_kv_heads=32,
+    head_dim=128, tied=False)
 
 
 @pytest.fixture(autouse=True)

@@ -149,7 +149,7 @@ def _score_batch(model: Any, windows: list[Window], framed: list[list[int]], dev
         ids = torch.tensor(framed[window.document][window.start : window.start + window.length + 1])
         inputs[row, : window.length], labels[row, : window.length] = ids[:-1], ids[1:]
     labels = labels.to(device)
-    return model(inputs.to(device), head=lambda hidden, head: token_losses(hidden, head, labels))
+    return model(inputs.to(device), head=lambda hidden, head, bias: token_losses(hidden, head, labels, bias))
 
 
 def _encode(documents: list[Document], tokenizer: Encoder, vocabulary: int) -> list[list[int]]:

@@ -7,13 +7,11 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hepta.config import HeptaError
-from hepta.generation.cache import KVCache
 from hepta.generation.sampling import Sampling, draw, penalize, probabilities
 from hepta.generation.text import TextStream
-from hepta.model.decoder import Decoder
+from hepta.model.network import Cache, Network, unembed
 
 FinishReason = Literal["stop", "length"]
 
@@ -87,7 +85,7 @@ class Engine:
         batch_size: most prompts computed together; the cache grows with it.
     """
 
-    def __init__(self, model: Decoder, tokenizer: Vocabulary, batch_size: int = 32) -> None:
+    def __init__(self, model: Network, tokenizer: Vocabulary, batch_size: int = 32) -> None:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         if tokenizer.size > model.config.vocab_size:
             raise HeptaError(
@@ -182,7 +180,7 @@ class Engine:
         stops = set(self.tokenizer.stop_ids if stop_ids is None else stop_ids)
         weight = self.model.output_weight
         capacity = max(len(request.prompt) for request in live) + max_new_tokens
-        cache = KVCache(self.model.config, len(live), capacity, weight.dtype, weight.device)
+        cache = self.model.make_cache(len(live), capacity, weight.dtype, weight.device)
         banned = torch.zeros(weight.shape[0], dtype=torch.bool, device=weight.device)
         banned[self.tokenizer.size :] = True
         banned[[i for i in self.tokenizer.special_ids if i not in stops]] = True
@@ -203,7 +201,7 @@ class Engine:
             ids = [[r.completion.ids[-1]] for r in live]
             positions = [[len(r.prompt) + len(r.completion.ids) - 1] for r in live]
 
-    def _logits(self, ids: list[list[int]], positions: list[list[int]], cache: KVCache) -> Tensor:
+    def _logits(self, ids: list[list[int]], positions: list[list[int]], cache: Cache) -> Tensor:
         """Logits (B, V) float32 after each row's last id; rows are padded on the right."""
         device = self.model.output_weight.device
         longest = max(map(len, ids))
@@ -211,8 +209,9 @@ class Engine:
         where = torch.tensor([row + list(range(len(row), longest)) for row in positions], device=device)
         last = torch.tensor([len(row) - 1 for row in ids], device=device)
 
-        def head(hidden: Tensor, weight: Tensor) -> Tensor:  # logits of the last position only, not of all T
-            return F.linear(hidden[torch.arange(len(ids), device=device), last], weight.to(hidden.dtype))
+        def head(hidden: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:  # of the last position only
+            rows = hidden[torch.arange(len(ids), device=device), last]
+            return unembed(rows, weight, bias)
 
         return self.model(padded, positions=where, cache=cache, head=head).float()
 
@@ -237,7 +236,7 @@ def _choose(
 
 
 @contextmanager
-def _evaluating(model: Decoder) -> Iterator[None]:
+def _evaluating(model: Network) -> Iterator[None]:
     """No gradients, no dropout, products in the weights' own dtype; the model is put back as it was.
 
     During training the weights are float32 masters: casting all of them for every token would cost more

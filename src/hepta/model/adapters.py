@@ -19,12 +19,12 @@ from torch.nn import functional as F
 
 from hepta.config import HeptaError, nearest
 from hepta.model.contract import copy_tokenizer, template_contract
-from hepta.model.decoder import Decoder, Linear
+from hepta.model.layers import Linear
 from hepta.model.load import ADAPTER, load_model, read_hepta_json, weight_files, write_safetensors
+from hepta.model.network import Network
 from hepta.stage import disk_errors, read_json, sha256_file, write_json
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PREFIX = "base_model.model."  # PEFT's name for the wrapped model
 
 
@@ -59,21 +59,21 @@ class LoRALinear(Linear):
         return plain
 
 
-def lora_layers(model: Decoder) -> dict[str, LoRALinear]:
+def lora_layers(model: Network) -> dict[str, LoRALinear]:
     """The adapted layers by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
-def _replace(model: Decoder, name: str, layer: nn.Module) -> None:
+def _replace(model: Network, name: str, layer: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, layer)
 
 
 def attach_lora(
-    model: Decoder,
+    model: Network,
     rank: int,
     alpha: float,
-    targets: Sequence[str] = TARGETS,
+    targets: Sequence[str] | None = None,
     dropout: float = 0.0,
     seed: int = 0,
     root_scaling: bool = False,
@@ -84,7 +84,7 @@ def attach_lora(
         model: changed in place.
         rank: width of the adapters.
         alpha: strength; the product is scaled by alpha / rank.
-        targets: leaf names, for example ``["q_proj", "v_proj"]``.
+        targets: ends of names, for example ``["q_proj", "v_proj"]``; None: all the model's projections.
         dropout: on the adapters' input while training.
         seed: A is drawn from a stream keyed by (seed, name).
         root_scaling: scale by alpha / √rank instead (rsLoRA).
@@ -99,11 +99,16 @@ def attach_lora(
         raise HeptaError(f"lora rank {rank}: must be at least 1")
     if lora_layers(model):
         raise HeptaError("the model has adapters already; merge them first (merge_adapters)")
-    for target in targets:
-        if target not in TARGETS:
-            raise HeptaError(f"lora target {target!r} is unknown; {nearest(target, TARGETS)}")
+    chosen = model.lora_targets if targets is None else tuple(targets)
+    for target in chosen:
+        if target not in model.lora_targets:
+            raise HeptaError(f"lora target {target!r} is unknown; {nearest(target, model.lora_targets)}")
+    if not chosen:
+        raise HeptaError(f"a {type(model).__name__} has no projections that LoRA adapts; use method=full")
     model.requires_grad_(False)
-    names = [name for name, module in model.named_modules() if name.rpartition(".")[2] in targets]
+    ends = tuple(f".{target}" for target in chosen)
+    inside = {id(module) for block in model.blocks for module in block.modules()}
+    names = [name for name, module in model.named_modules() if name.endswith(ends) and id(module) in inside]
     for name in names:
         base = model.get_submodule(name)
         assert isinstance(base, nn.Linear)
@@ -116,7 +121,7 @@ def attach_lora(
     return names
 
 
-def adapter_parameters(model: Decoder) -> dict[str, nn.Parameter]:
+def adapter_parameters(model: Network) -> dict[str, nn.Parameter]:
     """The trainable adapter matrices by name."""
     found = {}
     for name, layer in lora_layers(model).items():
@@ -124,7 +129,7 @@ def adapter_parameters(model: Decoder) -> dict[str, nn.Parameter]:
     return found
 
 
-def merge_adapters(model: Decoder) -> Decoder:
+def merge_adapters(model: Network) -> Network:
     """Fold every adapter into its weight, in place, and unfreeze the model."""
     for name, layer in lora_layers(model).items():
         _replace(model, name, layer.merged())
@@ -138,7 +143,7 @@ def weights_sha256(directory: Path) -> str:
 
 
 def save_adapter(
-    model: Decoder, directory: Path | str, base_dir: Path | str, provenance: dict[str, Any] | None = None
+    model: Network, directory: Path | str, base_dir: Path | str, provenance: dict[str, Any] | None = None
 ) -> None:
     """Write a PEFT adapter directory, with the base's tokenizer beside it.
 
@@ -174,10 +179,15 @@ def save_adapter(
         {
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base.resolve()),
             "r": first.rank, "lora_alpha": first.alpha, "lora_dropout": first.dropout, "use_rslora": first.root,
-            "target_modules": sorted({name.rpartition(".")[2] for name in layers}), "bias": "none",
-            "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
+            "target_modules": _targets(model, layers), "bias": "none", "fan_in_fan_out": model.transposed,
+            "inference_mode": True, "init_lora_weights": True,
         },
     )  # fmt: skip
+
+
+def _targets(model: Network, layers: dict[str, LoRALinear]) -> list[str]:
+    """The ends of names under which the adapted layers are found again."""
+    return sorted({target for target in model.lora_targets for name in layers if name.endswith(f".{target}")})
 
 
 def _find_base(directory: Path, config: dict[str, Any]) -> Path:
@@ -208,7 +218,7 @@ def _read_adapter(directory: Path) -> dict[str, Tensor]:
 
 def load_adapter(
     directory: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> Decoder:
+) -> Network:
     """Load a PEFT directory: its base in ``dtype``, its adapters in float32, attached.
 
     Raises:

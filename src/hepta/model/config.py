@@ -1,12 +1,12 @@
-"""The shape of a decoder, its presets, and the Hugging Face spellings of it (no torch here)."""
+"""The shape of a decoder of the Llama line, its presets, and their Hugging Face spellings (no torch here)."""
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from hepta.config import HeptaError, nearest
+from hepta.config import HeptaError
+from hepta.model.shape import TransformerShape, need, special_ids
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3"]
 ARCHITECTURES: dict[Family, str] = {
@@ -22,46 +22,32 @@ ROPE_KEYS = {  # the keys each kind of scaling needs beside rope_theta
 }
 
 
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Everything that decides a decoder's mathematics, in this project's words.
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(TransformerShape):
+    """A decoder of the Llama line.
 
     ``attention_bias`` is the bias of q, k and v, ``output_bias`` that of o. ``sliding_window`` counts the
     positions a token sees, itself included; ``window_layers`` says which layers are so limited (None: all).
     ``rope_scaling`` holds ``rope_type`` and its own keys; None is plain RoPE.
     """
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
+    mlp_matrices: ClassVar[int] = 3
+    sizes: ClassVar[tuple[str, ...]] = (*TransformerShape.sizes, "num_kv_heads", "head_dim")
     num_kv_heads: int
     head_dim: int
     family: Family = "llama"
-    max_positions: int = 2048
     rope_theta: float = 10_000.0
     rope_scaling: dict[str, Any] | None = None
     norm_eps: float = 1e-5
-    tied: bool = True
     qk_norm: bool = False
     attention_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
     sliding_window: int | None = None
     window_layers: tuple[bool, ...] | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-    pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        for name in SIZES:
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise HeptaError(f"model config: {name} must be a positive whole number, found {value!r}")
+        super().__post_init__()
         if self.num_heads % self.num_kv_heads:
             heads, kv = self.num_heads, self.num_kv_heads
             raise HeptaError(f"model config: num_heads {heads} is no multiple of num_kv_heads {kv}")
@@ -69,6 +55,16 @@ class ModelConfig:
             raise HeptaError(f"model config: head_dim {self.head_dim} is odd; RoPE turns pairs")
         if self.window_layers is not None and len(self.window_layers) != self.num_layers:
             raise HeptaError(f"model config: {len(self.window_layers)} layer types for {self.num_layers} layers")
+
+    @property
+    def query_width(self) -> int:
+        """Width of all heads' queries."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def key_width(self) -> int:
+        """Width of all heads' keys, and of their values."""
+        return self.num_kv_heads * self.head_dim
 
     def window(self, layer: int) -> int | None:
         """The sliding window of one layer, None where it sees everything before it."""
@@ -89,15 +85,6 @@ class ModelConfig:
             "head": 0 if self.tied else self.vocab_size * width,
         }
 
-    @property
-    def num_parameters(self) -> int:
-        """All parameters, a tied matrix counted once."""
-        return sum(self.parameters().values())
-
-    def replace(self, **changes: Any) -> "ModelConfig":
-        """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
-
     def rope_frequencies(self) -> list[float]:
         """Radians per position of each of the head_dim / 2 pairs, scaling applied.
 
@@ -117,37 +104,32 @@ class ModelConfig:
         return frequencies
 
 
-PRESETS: dict[str, dict[str, Any]] = {  # where not given: head_dim 64, vocabulary 8192, the defaults above
-    "nano": {"hidden_size": 192, "intermediate_size": 512, "num_layers": 4, "num_heads": 3, "num_kv_heads": 1},
-    "micro": {"hidden_size": 256, "intermediate_size": 768, "num_layers": 10, "num_heads": 4, "num_kv_heads": 2},
-    "mini": {"hidden_size": 512, "intermediate_size": 1536, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4},
+PRESETS: dict[str, dict[str, Any]] = {  # where not given: vocabulary 8192, the defaults above
+    "nano": {
+        "hidden_size": 192, "intermediate_size": 512, "num_layers": 4, "num_heads": 3, "num_kv_heads": 1,
+        "head_dim": 64,
+    },
+    "micro": {
+        "hidden_size": 256, "intermediate_size": 768, "num_layers": 10, "num_heads": 4, "num_kv_heads": 2,
+        "head_dim": 64,
+    },
+    "mini": {
+        "hidden_size": 512, "intermediate_size": 1536, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4,
+        "head_dim": 64,
+    },
     "small": {
         "hidden_size": 576, "intermediate_size": 1536, "num_layers": 30, "num_heads": 9, "num_kv_heads": 3,
-        "vocab_size": 49152, "max_positions": 8192, "rope_theta": 100_000.0,
+        "head_dim": 64, "vocab_size": 49152, "max_positions": 8192, "rope_theta": 100_000.0,
     },
     "1b": {
         "hidden_size": 2048, "intermediate_size": 8192, "num_layers": 16, "num_heads": 32, "num_kv_heads": 8,
-        "vocab_size": 65536, "max_positions": 8192, "rope_theta": 500_000.0,
+        "head_dim": 64, "vocab_size": 65536, "max_positions": 8192, "rope_theta": 500_000.0,
     },
     "7b": {
         "hidden_size": 4096, "intermediate_size": 12288, "num_layers": 32, "num_heads": 32, "num_kv_heads": 8,
         "head_dim": 128, "vocab_size": 65536, "max_positions": 8192, "rope_theta": 500_000.0, "tied": False,
     },
 }  # fmt: skip
-
-
-def preset(name: str, vocab_size: int | None = None) -> ModelConfig:
-    """A named shape; ``vocab_size`` (multiple of 64) replaces the preset's own.
-
-    Raises:
-        HeptaError: no such preset; names the known ones.
-    """
-    if name not in PRESETS:
-        raise HeptaError(f"model preset {name!r} is unknown; {nearest(name, list(PRESETS))}")
-    values = {"head_dim": 64, "vocab_size": 8192, **PRESETS[name]}
-    if vocab_size is not None:
-        values["vocab_size"] = vocab_size
-    return ModelConfig(**values)
 
 
 def _read_rope(hf: Mapping[str, Any], where: str) -> tuple[float, dict[str, Any] | None]:
@@ -189,12 +171,11 @@ def _family(hf: Mapping[str, Any], where: str) -> Family:
     for family, architecture in ARCHITECTURES.items():
         if architecture in names or (not names and hf.get("model_type") == family):
             return family
-    found = ", ".join(map(str, names)) or str(hf.get("model_type"))
-    raise HeptaError(f"{where}: architecture {found} is not supported; supported: {', '.join(ARCHITECTURES.values())}")
+    raise HeptaError(f"{where}: names no decoder of the Llama line")
 
 
-def from_hf(hf: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
-    """Read a Hugging Face ``config.json`` in transformers 4's or 5's spelling.
+def decoder_from_hf(hf: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
+    """Read the ``config.json`` of a Llama, Mistral, Qwen2 or Qwen3 in transformers 4's or 5's spelling.
 
     Args:
         hf: the parsed JSON.
@@ -206,12 +187,8 @@ def from_hf(hf: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     family = _family(hf, where)
     if hf.get("hidden_act", "silu") not in ("silu", "swish"):
         raise HeptaError(f"{where}: hidden_act {hf['hidden_act']!r} is not supported; only 'silu' is")
-    if hf.get("quantization_config"):
-        raise HeptaError(f"{where}: the weights are quantised; use the model's unquantised directory")
     needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    if missing := [key for key in needed if hf.get(key) is None]:
-        raise HeptaError(f"{where}: lacks {', '.join(missing)}")
-    layers, heads = hf["num_hidden_layers"], hf["num_attention_heads"]
+    *_, layers, heads = need(hf, needed, where)
     theta, scaling = _read_rope(hf, where)
     window, window_layers = _read_window(hf, family, layers)
     default_head_dim = 128 if family == "qwen3" else hf["hidden_size"] // heads
@@ -225,7 +202,7 @@ def from_hf(hf: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
         norm_eps=hf.get("rms_norm_eps", 1e-6), tied=bool(hf.get("tie_word_embeddings", False)),
         qk_norm=family == "qwen3", attention_bias=bias, output_bias=bias and family != "qwen2",
         mlp_bias=family == "llama" and bool(hf.get("mlp_bias")), sliding_window=window, window_layers=window_layers,
-        bos_token_id=hf.get("bos_token_id"), eos_token_id=hf.get("eos_token_id"), pad_token_id=hf.get("pad_token_id"),
+        **special_ids(hf),
     )  # fmt: skip
 
 
@@ -246,12 +223,8 @@ def _check_family(config: ModelConfig) -> None:
         raise HeptaError("model config: a mistral model has its window in every layer")
 
 
-def to_hf(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
-    """The ``config.json`` of a model, in transformers 5's spelling and the older one beside it.
-
-    Args:
-        config: the shape.
-        dtype: name of the saved tensors' dtype, for example ``bfloat16``.
+def decoder_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The line's own keys of a ``config.json``, in transformers 5's spelling and the older one beside it.
 
     Raises:
         HeptaError: the family's class in transformers has no such option.
@@ -259,9 +232,6 @@ def to_hf(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
     _check_family(config)
     rope = {"rope_theta": config.rope_theta, "rope_type": "default", **(config.rope_scaling or {})}
     hf: dict[str, Any] = {
-        "architectures": [ARCHITECTURES[config.family]],
-        "model_type": config.family,
-        "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
         "num_hidden_layers": config.num_layers,
@@ -271,18 +241,10 @@ def to_hf(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tied,
         "rope_parameters": rope,
         "rope_theta": config.rope_theta,
         "rope_scaling": config.rope_scaling,
         "attention_dropout": 0.0,
-        "initializer_range": 0.02,
-        "use_cache": True,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_id,
-        "pad_token_id": config.pad_token_id,
-        "dtype": dtype,
-        "torch_dtype": dtype,
     }
     if config.family in ("llama", "qwen3"):
         hf["attention_bias"] = config.attention_bias

@@ -7,48 +7,14 @@ whatever dtype they were loaded in (float32 masters when training); ``compute_dt
 products run in. Shapes: B batch, T time, S keys, D width, H heads, K head width, V vocabulary.
 """
 
-from collections.abc import Callable
-from typing import Protocol
-
 import torch
-import xxhash
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hepta.model.attention import as_bias, attend, visible
+from hepta.model.attention import attend, causal_bias
 from hepta.model.config import ModelConfig
-
-Head = Callable[[Tensor, Tensor], Tensor]
-
-
-class Cache(Protocol):
-    """Keys and values of earlier positions, one slot per position."""
-
-    def extend(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, H, T, K) at ``positions`` (B, T); give all slots in use (B, H, S, K)."""
-        ...
-
-
-class Linear(nn.Linear):
-    """``x Wᵀ + b`` in x's dtype: float32 masters are cast here, and their gradients come back in float32."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(input.dtype)
-        return F.linear(input, self.weight.to(input.dtype), bias)
-
-
-class RMSNorm(nn.Module):
-    """``x / rms(x) · weight``, computed in float32, returned in x's dtype."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale * self.weight).to(x.dtype)
+from hepta.model.layers import Linear, RMSNorm, join_heads, keyed_normal
+from hepta.model.network import Cache, Network, Stored, count_positions
 
 
 def rope_tables(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -94,7 +60,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self.layer, positions, k, v)
         y = attend(q, k, v, bias)
-        return self.o_proj(y.transpose(1, 2).flatten(2))
+        return self.o_proj(join_heads(y))
 
 
 class MLP(nn.Module):
@@ -145,54 +111,25 @@ class Trunk(nn.Module):
         cache: Cache | None,
         dtype: torch.dtype | None,
     ) -> Tensor:
-        if positions is None:
-            positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        positions = count_positions(input_ids, positions)
         x = self.embed_tokens(input_ids)
         x = x if dtype is None else x.to(dtype)
         rope = rope_tables(self.config, positions, x.dtype)
         length, windows = input_ids.shape[1], [self.config.window(i) for i in range(self.config.num_layers)]
-        biases = {w: make_bias(length, segment_ids, positions, cache, w, x.dtype) for w in set(windows)}
+        biases = {w: causal_bias(length, segment_ids, positions, cache is not None, w, x.dtype) for w in set(windows)}
         for block, window in zip(self.layers, windows, strict=True):
             x = block(x, rope, biases[window], positions, cache)
         return self.norm(x)
 
 
-def make_bias(
-    length: int,
-    segment_ids: Tensor | None,
-    positions: Tensor,
-    cache: Cache | None,
-    window: int | None,
-    dtype: torch.dtype,
-) -> Tensor | None:
-    """What is added to attention scores (B or 1, 1, T, S), −∞ where not seen; None is plain causal.
+class Decoder(Network):
+    """A causal language model of the Llama line."""
 
-    With a cache a key's slot is its position, so slots not yet written, or written by padding, lie in
-    the future of every query and need no mask of their own. Without one, order in the row is time.
-    """
-    if cache is not None:
-        slots = torch.arange(int(positions.max()) + 1, device=positions.device)
-        return as_bias(visible(positions, slots, window)[:, None], dtype)
-    if segment_ids is None and (window is None or window >= length):
-        return None
-    index = torch.arange(length, device=positions.device)
-    mask = visible(index, index, window)[None]
-    if segment_ids is not None:
-        mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
-    return as_bias(mask[:, None], dtype)
-
-
-class Decoder(nn.Module):
-    """A causal language model.
-
-    ``compute_dtype`` None computes in the embedding's dtype; ``torch.bfloat16`` computes in bfloat16 on
-    weights of any dtype, whose gradients keep the weights' dtype.
-    """
+    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    config: ModelConfig
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.compute_dtype: torch.dtype | None = None
+        super().__init__(config)
         self.model = Trunk(config)
         self.lm_head = None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)
 
@@ -201,32 +138,24 @@ class Decoder(nn.Module):
         """The unembedding matrix (V, D): the head's own, or the embedding when tied."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
-    def forward(
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers."""
+        return list(self.model.layers)
+
+    def body(
         self,
         input_ids: Tensor,
         segment_ids: Tensor | None = None,
         positions: Tensor | None = None,
         cache: Cache | None = None,
-        head: Head | None = None,
     ) -> Tensor:
-        """Predict the next token at every position.
+        """Last hidden states (B, T, D)."""
+        return self.model(input_ids, segment_ids, positions, cache, self.compute_dtype)
 
-        Args:
-            input_ids: token ids (B, T).
-            segment_ids: document of each position (B, T); tokens see their own document only. None: one
-                document per row, the fast path.
-            positions: position of each token in its document (B, T); None counts from 0 in each row.
-            cache: earlier keys and values; ``positions`` then name the slots these tokens take.
-            head: called as ``head(hidden (B, T, D), weight (V, D))`` inside this forward in place of the
-                product with the unembedding, so that a chunked loss never sees all logits.
-
-        Returns:
-            logits (B, T, V) in the compute dtype, or what ``head`` returned.
-        """
-        hidden = self.model(input_ids, segment_ids, positions, cache, self.compute_dtype)
-        if head is not None:
-            return head(hidden, self.output_weight)
-        return F.linear(hidden, self.output_weight.to(hidden.dtype))
+    def from_disk(self, name: str, tensor: Tensor) -> Stored | None:
+        """The stored names are ours; old checkpoints also stored a buffer of the rotary positions."""
+        return None if name.endswith("rotary_emb.inv_freq") else (name, tensor)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -244,6 +173,4 @@ class Decoder(nn.Module):
             std = {"model.embed_tokens.weight": self.config.hidden_size**-0.5, "lm_head.weight": 0.02}.get(name, small)
             if "o_proj" in name or "down_proj" in name:
                 std /= (2 * self.config.num_layers) ** 0.5
-            generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(f"{seed}/{name}".encode()) >> 1)
-            drawn = torch.randn(parameter.shape, generator=generator) * std
-            parameter.copy_(drawn)
+            parameter.copy_(keyed_normal(seed, name, parameter.shape, std))

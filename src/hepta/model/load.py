@@ -15,15 +15,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hepta.config import HeptaError
-from hepta.model.config import PRESETS, ModelConfig, from_hf, preset, to_hf
+from hepta.console import say
 from hepta.model.contract import copy_tokenizer, template_contract
-from hepta.model.decoder import Decoder
+from hepta.model.families import PRESETS, from_hf, network_class, preset, to_hf
+from hepta.model.network import Network
+from hepta.model.shape import Shape
 from hepta.stage import disk_errors, fsync_directory, read_json, write_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 SHARD_BYTES = 5_000_000_000
+BUFFERS = (".inv_freq", ".bias", ".masked_bias", ".position_ids", ".decoder.weight")  # constants and copies
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -47,7 +50,7 @@ def resolve_model(path: Path | str) -> Path:
     raise HeptaError(f"{directory}: no config.json, so not a model directory")
 
 
-def read_config(directory: Path) -> ModelConfig:
+def read_config(directory: Path) -> Shape:
     """The shape of the model in a (resolved) model directory.
 
     Raises:
@@ -99,32 +102,39 @@ def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
             raise HeptaError(f"{file}: not readable as safetensors ({error}); copy it again") from None
 
 
-def _assign(model: Decoder, directory: Path, dtype: torch.dtype, device: torch.device | str) -> None:
+def _assign(model: Network, directory: Path, dtype: torch.dtype, device: torch.device | str) -> None:
     """Fill a model on the meta device, tensor by tensor, and say in one line what does not fit."""
     expected = dict(model.named_parameters())
     unexpected: list[str] = []
-    for name, tensor in read_tensors(directory):
+    left_out: list[str] = []
+    for stored_name, stored in read_tensors(directory):
+        found = model.from_disk(stored_name, stored)
+        if found is None:
+            left_out.append(stored_name)
+            continue
+        name, tensor = found
         if name not in expected:
-            tied_copy = name == "lm_head.weight" and model.config.tied
-            if not tied_copy and not name.endswith("rotary_emb.inv_freq"):  # old checkpoints stored that buffer
-                unexpected.append(name)
+            if not (name == "lm_head.weight" and model.config.tied):  # a copy of the embedding
+                unexpected.append(stored_name)
             continue
         wanted = tuple(expected[name].shape)
         if tuple(tensor.shape) != wanted:
             raise HeptaError(f"{directory}: {name} has shape {tuple(tensor.shape)}, config.json says {wanted}")
         owner = model.get_submodule(name.rpartition(".")[0])
-        value = tensor.to(device=device, dtype=dtype, copy=True)  # a copy, so that the file can be unmapped
+        value = tensor.to(device=device, dtype=dtype, copy=True).contiguous()  # so that the file can be unmapped
         owner.register_parameter(name.rpartition(".")[2], torch.nn.Parameter(value))
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     for problem, names in (("missing", missing), ("unexpected", unexpected)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise HeptaError(f"{directory}: weights do not fit config.json: {problem} {names[0]}{more}")
+    if other := [name for name in left_out if not name.endswith(BUFFERS)]:
+        say(f"{directory}: {len(other)} tensors of another task are left out ({other[0]} …)")
 
 
 def load_model(
     path: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> Decoder:
+) -> Any:
     """Load a model from a model directory, a run directory, or a PEFT adapter directory (base + LoRA).
 
     Args:
@@ -133,7 +143,7 @@ def load_model(
         device: where they go.
 
     Returns:
-        the decoder in evaluation mode, ``forward(input_ids (B, T)) -> logits (B, T, V)``.
+        a ``Network`` of the directory's family in evaluation mode, ``forward(input_ids (B, T)) -> logits (B, T, V)``.
 
     Raises:
         HeptaError: no such directory, no weights, another architecture, tensors that do not fit.
@@ -145,16 +155,16 @@ def load_model(
         return load_adapter(directory, dtype, device)
     config = read_config(directory)
     with torch.device("meta"):
-        model = Decoder(config)
+        model = network_class(config)(config)
     _assign(model, directory, dtype, device)
     return model.eval()
 
 
-def build_model(preset_or_dir: Path | str, vocab_size: int | None = None, seed: int = 0) -> Decoder:
+def build_model(preset_or_dir: Path | str, vocab_size: int | None = None, seed: int = 0) -> Any:
     """A model to start training from: a preset with fresh weights, or a directory's weights.
 
     Args:
-        preset_or_dir: ``nano`` … ``7b``, or a model, run or adapter directory.
+        preset_or_dir: a name in ``PRESETS``, or a model, run or adapter directory.
         vocab_size: padded vocabulary (multiple of 64) of the tokenizer that goes with it.
         seed: of the fresh weights.
 
@@ -162,7 +172,8 @@ def build_model(preset_or_dir: Path | str, vocab_size: int | None = None, seed: 
         HeptaError: unknown preset and no such directory, or the directory's vocabulary is another.
     """
     if str(preset_or_dir) in PRESETS:
-        model = Decoder(preset(str(preset_or_dir), vocab_size))
+        shape = preset(str(preset_or_dir), vocab_size)
+        model = network_class(shape)(shape)
         model.init_weights(seed)
         return model
     model = load_model(preset_or_dir)
@@ -229,7 +240,7 @@ def save_weights(tensors: dict[str, Tensor], directory: Path, shard_bytes: int =
 
 
 def save_model(
-    model: Decoder,
+    model: Network,
     directory: Path | str,
     tokenizer: Path | str | None = None,
     dtype: torch.dtype | None = None,
@@ -271,7 +282,8 @@ def save_model(
         copy_tokenizer(Path(tokenizer), target)
     tensors = {}
     for name, parameter in model.named_parameters():
-        tensors[name] = parameter.detach().to("cpu", dtype or parameter.dtype).contiguous()
+        stored_name, tensor = model.to_disk(name, parameter.detach())
+        tensors[stored_name] = tensor.to("cpu", dtype or parameter.dtype).contiguous()
     saved = dtype or model.output_weight.dtype
     save_weights(tensors, target, shard_bytes)
     write_json(target / "config.json", to_hf(config, str(saved).removeprefix("torch.")))

@@ -1,4 +1,4 @@
-"""Causal language modelling: predict token t+1 from tokens ≤ t."""
+"""Language modelling: cross-entropy of the tokens that a batch's labels name; causal, where token t's label is t+1."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hepta.config import HeptaError
+from hepta.model.network import unembed
 
 IGNORE = -100  # label of a position that is not supervised
 CHUNK = 1024  # rows of logits alive at a time
@@ -81,32 +82,43 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, head: Tensor, targets: Tensor, chunk: int, z_loss: float, kernel: Kernel
+        ctx: Any,
+        rows: Tensor,
+        head: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        chunk: int,
+        z_loss: float,
+        kernel: Kernel,
     ) -> Tensor:
-        wants_rows, wants_head = ctx.needs_input_grad[:2]
+        wants_rows, wants_head, wants_bias = ctx.needs_input_grad[:3]
         weight = head.to(rows.dtype)  # (V, D), cast once
         total = torch.zeros((), dtype=torch.float32, device=rows.device)
         grad_rows = torch.empty_like(rows) if wants_rows else None
         grad_head = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
         for start in range(0, rows.shape[0], chunk):
             x = rows[start : start + chunk]
-            loss, gradient = kernel(x @ weight.T, targets[start : start + chunk], z_loss)
+            loss, gradient = kernel(unembed(x, weight, bias), targets[start : start + chunk], z_loss)
             total += loss
             if grad_rows is not None:
                 torch.mm(gradient, weight, out=grad_rows[start : start + chunk])
             if grad_head is not None:
                 grad_head += gradient.T @ x  # summed in float32: bfloat16 sums would lose small chunks
-        ctx.save_for_backward(grad_rows, grad_head)
+            if grad_bias is not None:
+                grad_bias += gradient.sum(0, dtype=torch.float32)
+        ctx.save_for_backward(grad_rows, grad_head, grad_bias)
         ctx.head_dtype = head.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        grad_rows, grad_head = ctx.saved_tensors
+        grad_rows, grad_head, grad_bias = ctx.saved_tensors
         scale = grad_outputs[0]
         rows = grad_rows * scale.to(grad_rows.dtype) if grad_rows is not None else None
         head = (grad_head * scale).to(ctx.head_dtype) if grad_head is not None else None
-        return rows, head, None, None, None, None
+        bias = (grad_bias * scale).to(ctx.head_dtype) if grad_bias is not None else None
+        return rows, head, bias, None, None, None, None
 
 
 def _check(labels: Tensor, vocabulary: int) -> None:
@@ -130,6 +142,7 @@ def causal_loss(
     hidden: Tensor,
     head: Tensor,
     labels: Tensor,
+    bias: Tensor | None = None,
     chunk: int = CHUNK,
     z_loss: float = 0.0,
     kernel: Kernel = softmax_gradient,
@@ -144,6 +157,7 @@ def causal_loss(
         hidden: last hidden states (B, T, D), any float dtype.
         head: unembedding matrix (V, D); used in the dtype of ``hidden``.
         labels: target ids (B, T) already shifted; ``IGNORE`` where not supervised.
+        bias: of the logits (V,), or None.
         chunk: rows of logits alive at a time.
         z_loss: weight of the squared log-partition.
         kernel: ``softmax_gradient`` or a compiled form of it.
@@ -161,25 +175,27 @@ def causal_loss(
     if weight < targets.numel() * 0.9:  # a gather pays only when it saves a good part of the head
         rows, targets, _ = _gather(rows, targets)
     if not torch.is_grad_enabled():
-        rows, head = rows.detach(), head.detach()
-    total: Any = _ChunkedLoss.apply(rows, head, targets, chunk, z_loss, kernel)
+        rows, head, bias = rows.detach(), head.detach(), None if bias is None else bias.detach()
+    total: Any = _ChunkedLoss.apply(rows, head, bias, targets, chunk, z_loss, kernel)
     return LossSum(total, weight)
 
 
 @torch.no_grad()
-def token_losses(hidden: Tensor, head: Tensor, labels: Tensor, chunk: int = CHUNK) -> TokenScores:
+def token_losses(
+    hidden: Tensor, head: Tensor | None, labels: Tensor, bias: Tensor | None = None, chunk: int = CHUNK
+) -> TokenScores:
     """Loss of every position and whether the label came first; for evaluation, without gradients.
 
-    Args: as ``causal_loss``. Raises: LabelError.
+    Args: as ``causal_loss``; without a ``head``, ``hidden`` (B, T, V) holds log-probabilities. Raises: LabelError.
     """
-    _check(labels, head.shape[0])
+    _check(labels, hidden.shape[-1] if head is None else head.shape[0])
     rows, targets = hidden.flatten(0, -2), labels.flatten()
     losses = torch.zeros(targets.shape, dtype=torch.float32, device=rows.device)
     correct = torch.zeros(targets.shape, dtype=torch.bool, device=rows.device)
     rows, targets, places = _gather(rows, targets)
-    weight = head.to(rows.dtype)
+    weight = None if head is None else head.to(rows.dtype)  # cast once
     for start in range(0, len(places), chunk):
-        logits = (rows[start : start + chunk] @ weight.T).float()
+        logits = unembed(rows[start : start + chunk], weight, bias).float()
         here = places[start : start + chunk]
         logits, wanted = logits[: len(here)], targets[start : start + len(here)]
         losses[here] = torch.logsumexp(logits, -1) - logits.gather(1, wanted[:, None])[:, 0]
@@ -202,12 +218,13 @@ class Causal:
         """Run ``model`` on everything but the labels and take the loss inside its head."""
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         labels = batch["labels"]
-        return model(
-            **inputs,
-            head=lambda hidden, head: causal_loss(hidden, head, labels, z_loss=self.z_loss, kernel=self.kernel),
-        )
+
+        def head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> LossSum:
+            return causal_loss(hidden, weight, labels, bias, z_loss=self.z_loss, kernel=self.kernel)
+
+        return model(**inputs, head=head)
 
     def scores(self, model: Callable[..., Any], batch: Mapping[str, Tensor]) -> TokenScores:
         """Loss and correctness of every position of a batch, for evaluation."""
         inputs = {name: value for name, value in batch.items() if name != "labels"}
-        return model(**inputs, head=lambda hidden, head: token_losses(hidden, head, batch["labels"]))
+        return model(**inputs, head=lambda hidden, head, bias: token_losses(hidden, head, batch["labels"], bias))

@@ -17,8 +17,7 @@ What stands behind the numbers, so that they can be checked:
 
 from dataclasses import dataclass, fields
 
-from hepta.model.config import ModelConfig
-from hepta.planning.cost import layer_windows
+from hepta.model.shape import Shape, TransformerShape
 
 TRAINING = ("full", "lora", "qlora")
 INFERENCE = ("bf16", "int8", "4-bit")
@@ -64,54 +63,53 @@ class Setting:
         return self.micro_batch * self.sequence_length
 
 
-def linear_shapes(config: ModelConfig) -> list[tuple[int, int]]:
-    """(inputs, outputs) of one layer's linear maps: q, k, v, o, gate, up, down."""
-    D, F = config.hidden_size, config.intermediate_size
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    return [(D, queries), (D, keys), (D, keys), (queries, D), (D, F), (D, F), (F, D)]
-
-
-def adapter_parameters(config: ModelConfig, rank: int) -> int:
+def adapter_parameters(config: Shape, rank: int) -> int:
     """Parameters of LoRA adapters of ``rank`` on every linear map of every layer."""
-    return config.num_layers * sum(rank * (inputs + outputs) for inputs, outputs in linear_shapes(config))
+    return config.num_layers * sum(rank * (inputs + outputs) for inputs, outputs in config.linear_shapes())
 
 
-def layer_matrix_parameters(config: ModelConfig) -> int:
+def layer_matrix_parameters(config: Shape) -> int:
     """Parameters of one layer's matrices."""
-    return sum(inputs * outputs for inputs, outputs in linear_shapes(config))
+    return sum(inputs * outputs for inputs, outputs in config.linear_shapes())
 
 
-def weight_bytes(config: ModelConfig, method: str) -> float:
+def weight_bytes(config: Shape, method: str) -> float:
     """Bytes of the weights as ``method`` stores them (adapters not counted)."""
     if method in ("full", "lora", "bf16"):
         return config.num_parameters * MATRIX_BITS[method] / 8
     matrices = config.num_layers * layer_matrix_parameters(config)
-    scales = 2 * config.num_layers * sum(outputs for _, outputs in linear_shapes(config)) if method == "int8" else 0
+    scales = 2 * config.num_layers * sum(outputs for _, outputs in config.linear_shapes()) if method == "int8" else 0
     return matrices * MATRIX_BITS[method] / 8 + 2 * (config.num_parameters - matrices) + scales
 
 
-def kv_cache_bytes(config: ModelConfig, sequence_length: int, sequences: int = 1) -> float:
+def kv_cache_bytes(config: Shape, sequence_length: int, sequences: int = 1) -> float:
     """Bytes of keys and values in bf16 for ``sequences`` of a length; a sliding layer keeps its window only."""
-    kept = sum(min(sequence_length, window or sequence_length) for window in layer_windows(config))
-    return 2.0 * 2 * config.num_kv_heads * config.head_dim * kept * sequences
+    if not isinstance(config, TransformerShape):
+        return 0.0
+    windows = [config.window(layer) for layer in range(config.num_layers)]
+    kept = sum(min(sequence_length, window or sequence_length) for window in windows)
+    return 2.0 * 2 * config.key_width * kept * sequences
 
 
-def layer_activation_bytes(config: ModelConfig, setting: Setting) -> float:
+def layer_activation_bytes(config: Shape, setting: Setting) -> float:
     """Bytes autograd keeps of one layer.
 
     Two norms, each its input and its scaled input in fp32 and its result; q, k, v and attention's output; an
-    fp32 log-sum per head, or on a CPU the probabilities of the causal half; the MLP's gate, silu of it, up, and
-    their product.
+    fp32 log-sum per head, or on a CPU the probabilities (of the causal half, where a model is causal); the MLP's
+    gate, silu of it, up, and their product, or without a gate its inner values before and after the GELU.
     """
-    D, F, size = config.hidden_size, config.intermediate_size, 2 if setting.half else 4
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    size = 2 if setting.half else 4
+    if not isinstance(config, TransformerShape):  # what goes into and comes out of each linear map
+        return setting.tokens * size * float(sum(inputs + outputs for inputs, outputs in config.linear_shapes()))
+    D, T, causal = config.hidden_size, setting.sequence_length, config.kind == "causal"
     norms = 2 * (2 * 4 + size) * D
-    seen = size * min(setting.sequence_length, (setting.sequence_length + CPU_BLOCK) / 2) if setting.cpu else 4
-    attention = size * (2 * queries + 2 * keys) + config.num_heads * seen
-    return setting.tokens * (norms + attention + size * 4 * F)
+    seen = size * (min(T, (T + CPU_BLOCK) / 2) if causal else T) if setting.cpu else 4
+    attention = size * (2 * config.query_width + 2 * config.key_width) + config.num_heads * seen
+    hidden = (4 if config.mlp_matrices == 3 else 2) * config.intermediate_size
+    return setting.tokens * (norms + attention + size * hidden)
 
 
-def activation_bytes(config: ModelConfig, setting: Setting) -> float:
+def activation_bytes(config: Shape, setting: Setting) -> float:
     """Bytes of activations of one micro-batch, with or without recomputation of layers."""
     layer = layer_activation_bytes(config, setting)
     width = setting.tokens * config.hidden_size * (2.0 if setting.half else 4.0)
@@ -120,13 +118,13 @@ def activation_bytes(config: ModelConfig, setting: Setting) -> float:
     return config.num_layers * layer + 2 * width
 
 
-def logits_bytes(config: ModelConfig, setting: Setting) -> float:
+def logits_bytes(config: Shape, setting: Setting) -> float:
     """Bytes of one chunk of fp32 logits and its gradient."""
     rows = min(LOGIT_ROWS, setting.tokens)
     return 8.0 * rows * config.vocab_size
 
 
-def memory(config: ModelConfig, method: str, setting: Setting) -> Memory:
+def memory(config: Shape, method: str, setting: Setting) -> Memory:
     """Bytes by class on each device.
 
     Args:
@@ -138,7 +136,7 @@ def memory(config: ModelConfig, method: str, setting: Setting) -> Memory:
     weights = weight_bytes(config, method)
     layer = 2.0 * layer_matrix_parameters(config)  # one layer's matrices in 16 bits
     if method in INFERENCE:
-        width = 2 * config.hidden_size + 3 * config.intermediate_size
+        width = config.hidden_size + sum(outputs for _, outputs in config.linear_shapes())
         return Memory(
             weights=weights / shards,
             copies=0.0 if method == "bf16" and setting.half else layer,  # one layer dequantised at a time

@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hepta.config import HeptaError, nearest
-from hepta.model.config import PRESETS, ModelConfig, from_hf, preset
+from hepta.model.families import PRESETS, from_hf, preset
+from hepta.model.shape import Shape
 from hepta.planning.config import PlanConfig
 from hepta.planning.cost import TRAINING_FACTOR, flops_per_token, rule_of_thumb_flops, training_flops
 from hepta.planning.devices import Device, find_device
@@ -68,7 +69,7 @@ class PlanResult:
     assumptions: list[str]
 
 
-def read_shape(model: str, vocab_size: int | None = None) -> ModelConfig:
+def read_shape(model: str, vocab_size: int | None = None) -> Shape:
     """The shape behind a preset's name, a model directory, a run directory or an adapter's base; torch-free.
 
     Raises:
@@ -99,7 +100,7 @@ def _gigabytes(found: Memory) -> dict[str, float]:
     }
 
 
-def judge(config: ModelConfig, method: str, device: Device, setting: Setting) -> Verdict:
+def judge(config: Shape, method: str, device: Device, setting: Setting) -> Verdict:
     """Whether ``method`` fits ``device``: as it is, or else (training) with layers recomputed.
 
     Args:
@@ -130,7 +131,7 @@ def judge(config: ModelConfig, method: str, device: Device, setting: Setting) ->
 
 
 def plan_device(
-    config: ModelConfig, device: Device, request: PlanConfig, tokens: float, setting: Setting
+    config: Shape, device: Device, request: PlanConfig, tokens: float, setting: Setting
 ) -> DevicePlan:
     """Every method's verdict on a device, and the time full pretraining would take there, fitting or not."""
     verdicts = [judge(config, method, device, setting) for method in METHODS]

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hepta.model.decoder import Decoder
+from hepta.model.network import Network
 from hepta.objectives.causal import CHUNK, IGNORE, Causal, Kernel, fusible_softmax_gradient
 
 
-def compile_blocks(model: Decoder) -> None:
+def compile_blocks(model: Network) -> None:
     """Compile each block: all have the same shapes, so they share one compiled graph."""
-    for block in model.model.layers:
+    for block in model.blocks:
         block.compile(dynamic=False)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hepta.config import HeptaError
-from hepta.model.decoder import Decoder
+from hepta.model.network import Network
 from hepta.stage import Stage, withdraw
 from hepta.training.guard import Guard
 from hepta.training.resolve import Resolved
@@ -21,7 +21,7 @@ class Job:
     """Model, data and how to save: all that differs between pretraining and instruction tuning."""
 
     verb: str
-    model: Decoder
+    model: Network
     tokenizer: Any  # a hepta.tokenizer.load.Tokenizer
     train: Any  # a hepta.data.order.Order
     held_out: Any | None  # another, or None where nothing is held out

@@ -9,7 +9,7 @@ from hepta.catalog.documents import language_by_script
 from hepta.config import HeptaError
 from hepta.console import warn
 from hepta.data.order import TokenOrder
-from hepta.model.config import PRESETS
+from hepta.model.families import PRESETS
 from hepta.model.load import build_model, read_hepta_json, read_tensors, resolve_model, save_model
 from hepta.stage import claim, read_manifest
 from hepta.tokenizer.load import check_matches, load_tokenizer

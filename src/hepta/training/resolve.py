@@ -13,7 +13,7 @@ import yaml
 from hepta import __version__
 from hepta.config import HeptaError, read_yaml
 from hepta.console import say, warn
-from hepta.model.config import ModelConfig
+from hepta.model.shape import Shape
 from hepta.planning.cost import training_flops
 from hepta.planning.machine import cache_directory, compiler, measured_peak, processor_name, recommend_precision
 from hepta.planning.memory import Setting, activation_bytes
@@ -49,17 +49,17 @@ class Resolved:
         return torch.bfloat16 if self.precision == "bf16" else None
 
 
-def automatic_lr(config: ModelConfig) -> float:
+def automatic_lr(config: Shape) -> float:
     """Peak rate of pretraining by width: 0.75 / D, so 3.9e-3 for 192 and 1.8e-4 for 4,096."""
     return 0.75 / config.hidden_size
 
 
-def automatic_tuning_lr(config: ModelConfig) -> float:
+def automatic_tuning_lr(config: Shape) -> float:
     """Peak rate of tuning all weights: 5.2 / D^1.5, so 2.0e-3 for 192, 3.8e-4 for 576 and 2.0e-5 for 4,096."""
     return 5.2 / config.hidden_size**1.5
 
 
-def _pick_micro_batch(config: TrainingConfig, shape: ModelConfig, half: bool) -> int:
+def _pick_micro_batch(config: TrainingConfig, shape: Shape, half: bool) -> int:
     if config.micro_batch:
         return min(config.micro_batch, config.sequences_per_step)
     length, best = config.sequence_length, 1
@@ -82,7 +82,7 @@ def _pick_device(name: str) -> str:
     return name
 
 
-def _pick_compile(config: TrainingConfig, shape: ModelConfig, peak: float, tokens: float) -> bool:
+def _pick_compile(config: TrainingConfig, shape: Shape, peak: float, tokens: float) -> bool:
     if config.compile is False:
         return False
     if compiler() is None:
@@ -96,7 +96,7 @@ def _pick_compile(config: TrainingConfig, shape: ModelConfig, peak: float, token
     return seconds >= WORTH_COMPILING
 
 
-def resolve(config: TrainingConfig, shape: ModelConfig, lr: float, tokens: float) -> Resolved:
+def resolve(config: TrainingConfig, shape: Shape, lr: float, tokens: float) -> Resolved:
     """Decide every automatic value but the number of steps.
 
     Args:

@@ -16,15 +16,14 @@ from hepta.data.sft import SftOrder
 from hepta.model.adapters import (
     ADAPTER_WEIGHTS,
     PREFIX,
-    TARGETS,
     adapter_parameters,
     attach_lora,
     lora_layers,
     merge_adapters,
     save_adapter,
 )  # fmt: skip
-from hepta.model.decoder import Decoder
 from hepta.model.load import load_model, read_hepta_json, resolve_model, save_model
+from hepta.model.network import Network
 from hepta.objectives.causal import Causal
 from hepta.stage import claim
 from hepta.tokenizer.load import check_matches, load_tokenizer
@@ -65,7 +64,7 @@ def _orders(config: SftConfig, tokenizer: Any) -> tuple[SftOrder, SftOrder | Non
     return train, order("val") if config.validation > 0 else None
 
 
-def _adapt(config: SftConfig, model: Decoder, base: Path, provenance: dict[str, Any]) -> tuple[Callable, Callable]:
+def _adapt(config: SftConfig, model: Network, base: Path, provenance: dict[str, Any]) -> tuple[Callable, Callable]:
     """Make the model trainable as ``method`` says; gives how to save it and how to read it back."""
     if config.method == "full":
         if lora_layers(model):
@@ -78,7 +77,7 @@ def _adapt(config: SftConfig, model: Decoder, base: Path, provenance: dict[str, 
         raise HeptaError(
             f"{base}: has adapters already; merge them into a model first (hepta merge), or use method=full"
         )
-    targets = TARGETS if config.targets == "all" else config.targets
+    targets = None if config.targets == "all" else config.targets
     attach_lora(model, config.rank, config.alpha, targets, config.dropout, config.seed)
 
     def restore(place: Path) -> None:

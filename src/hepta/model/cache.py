@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hepta.model.config import ModelConfig
+from hepta.model.shape import TransformerShape
 
 
 class KVCache:
@@ -14,9 +14,10 @@ class KVCache:
     """
 
     def __init__(
-        self, config: ModelConfig, rows: int, capacity: int, dtype: torch.dtype, device: torch.device
+        self, config: TransformerShape, rows: int, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (config.num_layers, rows, config.num_kv_heads, capacity, config.head_dim)
+        width = config.query_width // config.num_heads
+        shape = (config.num_layers, rows, config.key_width // width, capacity, width)
         self.rows, self.capacity = rows, capacity
         self._k = torch.zeros(shape, dtype=dtype, device=device)  # zeros: a hidden slot times weight 0 must be 0
         self._v = torch.zeros(shape, dtype=dtype, device=device)
