@@ -24,10 +24,10 @@ from hepta.model.attention import BLOCK
 from hepta.model.config import ModelConfig
 from hepta.model.decoder import Decoder
 from hepta.model.families import preset
-from hepta.objectives.causal import CHUNK, IGNORE
+from hepta.objectives.causal import CHUNK, IGNORE, Causal
 from hepta.planning.cost import training_flops
 from hepta.planning.machine import measured_peak
-from hepta.training.accelerate import compile_blocks, make_objective
+from hepta.training.accelerate import compile_blocks, compile_objective
 from hepta.training.guard import Guard
 from hepta.training.optimizer import make_optimizer
 from hepta.training.resolve import keep_memory
@@ -116,7 +116,7 @@ def benchmark(name: str, arguments: argparse.Namespace) -> dict[str, object]:
     model = Decoder(config)
     model.init_weights(0)
     model.compute_dtype = torch.bfloat16
-    objective = make_objective(0.0, not arguments.eager)
+    objective = Causal() if arguments.eager else compile_objective(Causal())
     if not arguments.eager:
         compile_blocks(model)
     optimizer, guard, batches = (

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 import hepta
 from hepta.config import build, parse_overrides
+from hepta.data.order import Segmented
 from hepta.model.config import ModelConfig
 from hepta.model.decoder import Decoder
 from hepta.model.load import save_model
@@ -67,7 +68,7 @@ def byte_tokenizer(directory: Path) -> Path:
     return directory
 
 
-class ByteOrder:
+class ByteOrder(Segmented):
     """Windows of real text, permuted anew in each epoch; ``poison`` names sequences made of padding only."""
 
     digest = "bytes"

@@ -6,7 +6,7 @@ source what its weight still owes it, and a keyed shuffle spreads them inside th
 reader is one number, resuming is exact, and ``where(n)`` names the documents of any step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -47,6 +47,10 @@ class Order(Protocol):
     sequences_per_epoch: int
     digest: str
 
+    def count_tokens(self, first: int, batches: Sequence[Mapping[str, Any]]) -> int:
+        """Real tokens, padding left out, of batches that begin with sequence ``first``."""
+        ...
+
     def batch(self, start: int, count: int) -> dict[str, np.ndarray]:
         """Sequences [start, start + count), each value (count, T)."""
         ...
@@ -58,6 +62,19 @@ class Order(Protocol):
     def languages(self, n: int) -> list[str]:
         """Language of each segment of the n-th sequence."""
         ...
+
+
+class Segmented:
+    """Counts the real tokens of an order whose batches say by ``segment_ids`` what belongs together."""
+
+    def languages(self, n: int) -> list[str]:
+        """Language of each segment of the n-th sequence."""
+        raise NotImplementedError
+
+    def count_tokens(self, first: int, batches: Sequence[Mapping[str, Any]]) -> int:
+        """Tokens of batches that begin with sequence ``first``; padding, the segment after the last, is not counted."""
+        segments = [row for batch in batches for row in batch["segment_ids"]]
+        return sum(int((row < len(self.languages(n))).sum()) for n, row in enumerate(segments, first))
 
 
 def stack(sequences: list[Packed]) -> dict[str, np.ndarray]:
@@ -73,7 +90,7 @@ def restarted_positions(segment_ids: np.ndarray) -> np.ndarray:
     return places - np.maximum.accumulate(np.where(first, places, 0))
 
 
-class TokenOrder:
+class TokenOrder(Segmented):
     """Windows over token shards, in the order a run reads them.
 
     Args:

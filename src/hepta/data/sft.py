@@ -17,7 +17,7 @@ import xxhash
 from hepta.config import HeptaError
 from hepta.console import warn
 from hepta.data.conversations import Conversation, held_out_prompts, split_conversations
-from hepta.data.order import IGNORE, Packed, restarted_positions, stack
+from hepta.data.order import IGNORE, Packed, Segmented, restarted_positions, stack
 from hepta.data.permutation import key_of, mix, permute
 from hepta.stage import digest_json
 from hepta.tokenizer.load import Tokenizer
@@ -38,7 +38,7 @@ class Example:
     name: str
 
 
-class SftOrder:
+class SftOrder(Segmented):
     """Packed conversations, in the order a run reads them. The same interface as ``TokenOrder``.
 
     Args:

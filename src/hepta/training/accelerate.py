@@ -1,22 +1,25 @@
 """Compilation, applied to a model from outside: its file shows mathematics only."""
 
+import dataclasses
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hepta.model.network import Network
-from hepta.objectives.causal import CHUNK, IGNORE, Causal, Kernel, fusible_softmax_gradient
+from hepta.objectives.causal import CHUNK, IGNORE, Kernel, fusible_softmax_gradient
 
 
-def compile_blocks(model: Network) -> None:
+def compile_blocks(model: Any) -> None:
     """Compile each block: all have the same shapes, so they share one compiled graph."""
     for block in model.blocks:
         block.compile(dynamic=False)
 
 
-def make_objective(z_loss: float, compiled: bool) -> Causal:
-    """The objective; where ``compiled``, its softmax visits memory twice only."""
-    return Causal(z_loss, compile_kernel()) if compiled else Causal(z_loss)
+def compile_objective(objective: Any) -> Any:
+    """The same objective with its kernel compiled, so that its softmax visits memory twice only."""
+    has_kernel = any(field.name == "kernel" for field in dataclasses.fields(objective))
+    return dataclasses.replace(objective, kernel=compile_kernel()) if has_kernel else objective
 
 
 def compile_kernel() -> Kernel:

@@ -134,6 +134,21 @@ def latest_checkpoint(run: Path, at_most: int | None = None) -> Checkpoint | Non
     return None
 
 
+def best_checkpoint(run: Path) -> Checkpoint | None:
+    """The sealed checkpoint with the lowest validation loss; the newest one where none was evaluated."""
+    losses = _losses(run)
+    for directory in sorted(losses, key=lambda place: losses[place]):
+        if seal_fault(directory) is None:
+            return Checkpoint(directory, int(directory.name.removeprefix("step-")), read_json(directory / STATE))
+    return latest_checkpoint(run)
+
+
+def _losses(run: Path) -> dict[Path, float]:
+    """Validation loss of each checkpoint that has one."""
+    states = {d: read_json(d / STATE) for d in (run / "checkpoints").glob("step-*") if (d / STATE).is_file()}
+    return {d: state["val_loss"] for d, state in states.items() if state.get("val_loss") is not None}
+
+
 def sweep(run: Path) -> None:
     """Remove what killed processes left half-written; only the owner of the run's lock may call it."""
     for pattern in ("checkpoints/.step-*.tmp-*", ".model.tmp-*", ".*.tmp-*"):
@@ -144,11 +159,7 @@ def sweep(run: Path) -> None:
 def prune(run: Path, keep: int) -> None:
     """Delete checkpoints except the newest ``keep`` and the one with the lowest validation loss."""
     steps = sorted((run / "checkpoints").glob("step-*"))
-    losses = {}
-    for directory in steps:
-        state = read_json(directory / STATE) if (directory / STATE).is_file() else {}
-        if state.get("val_loss") is not None:
-            losses[directory] = state["val_loss"]
+    losses = _losses(run)
     best = min(losses, key=lambda d: losses[d]) if losses else None
     for directory in steps[:-keep]:
         if directory != best:

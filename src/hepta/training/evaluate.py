@@ -149,8 +149,15 @@ def evaluate(
 
 
 def describe_evaluation(row: dict[str, Any], vocabulary: int) -> str:
-    """An evaluation row as one line, with the loss of guessing evenly beside it."""
-    bpb = "  ".join(f"{lang} {value:.3f}" for lang, value in row["val_bpb"].items() if lang != "all")
-    loss = f"val_loss {row['val_loss']:.4f} (even guessing {math.log(vocabulary):.4f})"
-    stop = f"  P(stop) {row['p_stop']:.3f}" if "p_stop" in row else ""
-    return f"step {row['step']}: {loss}  bits/byte {bpb}  accuracy {row['val_accuracy']:.1%}{stop}"
+    """An evaluation row as one line; a language model's with the loss of guessing evenly beside it."""
+    parts = [f"step {row['step']}: val_loss {row['val_loss']:.4f}"]
+    if "val_tokens" in row:
+        parts[0] += f" (even guessing {math.log(vocabulary):.4f})"
+    if "val_bpb" in row:
+        bpb = "  ".join(f"{lang} {value:.3f}" for lang, value in row["val_bpb"].items() if lang != "all")
+        parts.append(f"bits/byte {bpb}")
+    if "val_accuracy" in row:
+        parts.append(f"accuracy {row['val_accuracy']:.1%}")
+    if "p_stop" in row:
+        parts.append(f"P(stop) {row['p_stop']:.3f}")
+    return "  ".join(parts)

@@ -1,15 +1,15 @@
 """What a verb hands to the loop, where a run stands, and what a finished one leaves."""
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hepta.config import HeptaError
-from hepta.model.network import Network
+from hepta.objectives.causal import Causal
 from hepta.stage import Stage, withdraw
 from hepta.training.guard import Guard
 from hepta.training.resolve import Resolved
@@ -18,10 +18,10 @@ from hepta.training.samples import Prompt
 
 @dataclass
 class Job:
-    """Model, data and how to save: all that differs between pretraining and instruction tuning."""
+    """Model, data, objective and how to save: all that differs between one training verb and another."""
 
     verb: str
-    model: Network
+    model: Any  # a ``Network``, or a module with its ``config``, ``compute_dtype`` and ``blocks``
     tokenizer: Any  # a hepta.tokenizer.load.Tokenizer
     train: Any  # a hepta.data.order.Order
     held_out: Any | None  # another, or None where nothing is held out
@@ -31,6 +31,10 @@ class Job:
     restore: Callable[[Path], None]  # reads the weights back in place
     answer_ends: tuple[int, ...] = ()  # stop tokens whose probability is watched where answers end
     whole_model: bool = True  # what is saved needs no base beside it
+    objective: Any = field(default_factory=Causal)  # weight(batch), and (model, batch) → LossSum
+    evaluate: Callable[[int | None], dict[str, Any]] | None = None  # None: a language model's scores on ``held_out``
+    answer: Callable[[Sequence[Prompt]], list[str]] | None = None  # None: greedy continuations
+    patience: int | None = None  # evaluations without a lower val_loss that end the run; the best weights are kept
 
 
 @dataclass
@@ -44,6 +48,8 @@ class State:
     epoch_loss: float = 0.0  # summed nats of the epoch under way
     epoch_weight: int = 0
     val_loss: float | None = None  # of this very step's evaluation, None where there was none
+    best_loss: float | None = None  # the lowest val_loss so far
+    since_best: int = 0  # evaluations since then
 
     def saved(self) -> dict[str, Any]:
         """As JSON."""
@@ -52,7 +58,7 @@ class State:
     @classmethod
     def read(cls, saved: dict[str, Any], spike: float) -> "State":
         """From the JSON of a checkpoint."""
-        values = {key: saved[key] for key in cls.__dataclass_fields__ if key != "guard"}
+        values = {key: saved[key] for key in cls.__dataclass_fields__ if key != "guard" and key in saved}
         return cls(Guard(spike, **saved["guard"]), **values)
 
 

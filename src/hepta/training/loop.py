@@ -9,13 +9,13 @@ import time
 import torch
 
 from hepta.config import MachineError
-from hepta.console import Progress
+from hepta.console import Progress, say
 from hepta.stage import Stage, digest_json, go_on_hint
 from hepta.training.checkpoint import weights_digest
 from hepta.training.config import TrainingConfig
 from hepta.training.job import Job, Outcome
 from hepta.training.metrics import METRICS, read_rows
-from hepta.training.run import Run, real_tokens
+from hepta.training.run import Run
 from hepta.training.schedule import learning_rate
 from hepta.training.step import run_step, stream_steps
 from hepta.training.stop import Stop, stop_signals
@@ -51,6 +51,8 @@ def train(config: TrainingConfig, stage: Stage, job: Job) -> Outcome:
             if run.checkpoint is None:
                 run.evaluate(config.eval.tokens)
             _take_steps(run, run.settle_steps(), stop)
+            if job.patience is not None:
+                run.back_to_best()
             final = run.evaluate(None)
         finally:
             run.log.close()
@@ -69,6 +71,8 @@ def _take_steps(run: Run, total: int, stop: Stop) -> None:
     bar.done = state.step
     saved_at = time.monotonic()
     per_step, micro = config.sequences_per_step, run.resolved.micro_batch
+    if run.exhausted:  # it was stopped after that was seen
+        total = state.step
     stream = stream_steps(job.train, state.step, total, per_step, micro, config.workers)
     began = time.perf_counter()
     for batches in stream:
@@ -76,20 +80,25 @@ def _take_steps(run: Run, total: int, stop: Stop) -> None:
         torch.manual_seed(step_seed(config.seed, state.step))
         rate = learning_rate(state.step, total, run.resolved.lr, config.schedule, config.warmup, config.decay)
         result = run_step(job.model, run.optimizer, run.objective, batches, rate, config.clip_norm, state.guard)
-        tokens = real_tokens(job.train, state.step * per_step, batches)
+        tokens = job.train.count_tokens(state.step * per_step, batches)
         row = run.record(result, rate, tokens, time.perf_counter() - began)
         bar.advance(1, f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tok/s  MFU {row['mfu']:.0%}")
         if state.guard.hopeless:
             skips = f"{state.guard.in_a_row} steps in a row had to be skipped ({result.skipped})"
             raise MachineError(f"step {state.step}: {skips}; try a lower lr")
-        if state.step % (config.eval.every or max(1, total // 10)) == 0 and state.step < total:
+        patient = job.patience is not None
+        if state.step % (config.eval.every or max(1, total // 10)) == 0 and (state.step < total or patient):
             run.evaluate(config.eval.tokens)
         every = config.checkpoint.every
         due = state.step % every == 0 if every else time.monotonic() - saved_at > SAVE_SECONDS
-        if due or stop.asked or state.step == total:
+        improved = patient and state.val_loss is not None and state.since_best == 0
+        if due or improved or run.exhausted or stop.asked or state.step == total:
             run.save()
             saved_at = time.monotonic()
         if stop.asked:
             raise go_on_hint(config)
+        if run.exhausted:
+            say(f"step {state.step}: held-out loss has not fallen for {job.patience} evaluations; training ends here")
+            break
         began = time.perf_counter()
     bar.close()

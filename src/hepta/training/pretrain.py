@@ -11,6 +11,8 @@ from hepta.console import warn
 from hepta.data.order import TokenOrder
 from hepta.model.families import PRESETS
 from hepta.model.load import build_model, read_hepta_json, read_tensors, resolve_model, save_model
+from hepta.model.network import Network
+from hepta.objectives.causal import Causal
 from hepta.stage import claim, read_manifest
 from hepta.tokenizer.load import check_matches, load_tokenizer
 from hepta.training.config import PretrainConfig
@@ -23,12 +25,14 @@ from hepta.training.samples import Prompt
 VERSION = 1
 
 
-def restore_weights(model: torch.nn.Module, directory: Path) -> None:
+def restore_weights(model: Network, directory: Path) -> None:
     """Copy a checkpoint's weights into a model of the same shape, in place."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, tensor in read_tensors(directory):
-            parameters[name].copy_(tensor)
+        for stored_name, stored in read_tensors(directory):
+            found = model.from_disk(stored_name, stored)
+            if found is not None:
+                parameters[found[0]].copy_(found[1])
 
 
 def completion_prompts(texts: list[str], tokenizer: Any) -> list[Prompt]:
@@ -82,6 +86,6 @@ def _prepare(config: PretrainConfig, manifest: dict[str, Any]) -> tuple[Job, Tok
         prompts=completion_prompts(config.sample_prompts, tokenizer),
         lr=automatic_lr(model.config) * (1.0 if fresh else 0.2),
         save=lambda place, dtype: save_model(model, place, tokenizer_dir, dtype, provenance),
-        restore=lambda place: restore_weights(model, place),
+        restore=lambda place: restore_weights(model, place), objective=Causal(config.z_loss),
     )  # fmt: skip
     return job, order

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,16 @@ import torch
 from hepta.console import say, warn
 from hepta.planning.cost import TRAINING_FACTOR, flops_per_token
 from hepta.stage import Stage, atomic_directory
-from hepta.training.accelerate import compile_blocks, make_objective
-from hepta.training.checkpoint import Checkpoint, latest_checkpoint, prune, publish, save_checkpoint, sweep
+from hepta.training.accelerate import compile_blocks, compile_objective
+from hepta.training.checkpoint import (
+    Checkpoint,
+    best_checkpoint,
+    latest_checkpoint,
+    prune,
+    publish,
+    save_checkpoint,
+    sweep,
+)  # fmt: skip
 from hepta.training.config import TrainingConfig
 from hepta.training.evaluate import bytes_per_token, describe_evaluation, evaluate
 from hepta.training.guard import Guard
@@ -32,12 +41,6 @@ from hepta.training.schedule import total_steps
 from hepta.training.step import Batch, StepResult, micro_batches, run_step
 
 
-def real_tokens(order: Any, first: int, batches: list[Batch]) -> int:
-    """Tokens of batches that begin with sequence ``first``; padding, the segment after the last, is not counted."""
-    segments = [row for batch in batches for row in batch["segment_ids"]]
-    return sum(int((row < len(order.languages(n))).sum()) for n, row in enumerate(segments, first))
-
-
 class Run:
     """Everything of one training run in this process; ``state`` says where it stands."""
 
@@ -52,7 +55,7 @@ class Run:
         job.model.compute_dtype = self.resolved.compute_dtype
         if self.resolved.compile:
             compile_blocks(job.model)
-        self.objective = make_objective(config.z_loss, self.resolved.compile)
+        self.objective = compile_objective(job.objective) if self.resolved.compile else job.objective
         self.optimizer = make_optimizer(job.model, config.weight_decay)
         if self.checkpoint is not None:
             job.restore(self.checkpoint.path)
@@ -61,7 +64,6 @@ class Run:
             say(f"{self.path}: going on from step {self.state.step}")
         unfinished = stage.manifest is None and self.state.step == self.resolved.total_steps
         self.log = RunLog(self.path, self.state.step if self.checkpoint else -1, evaluated=not unfinished)
-        self.widths = bytes_per_token(job.tokenizer, job.model.config.vocab_size)
 
     def _resolve(self) -> Resolved:
         old = read_resolved(self.path)
@@ -88,7 +90,7 @@ class Run:
             )  # the rest: evaluations and saves
         per_step = config.sequences_per_step
         some = [micro_batches(self.job.train, step, per_step, self.resolved.micro_batch) for step in range(4)]
-        filled = sum(real_tokens(self.job.train, step * per_step, part) for step, part in enumerate(some)) / len(some)
+        filled = sum(self.job.train.count_tokens(step * per_step, part) for step, part in enumerate(some)) / len(some)
         limits = (config.max_steps, config.tokens, config.epochs, affordable)
         total = total_steps(filled, per_step, self.job.train.sequences_per_epoch, *limits)
         if total < self.state.step:
@@ -169,22 +171,48 @@ class Run:
     def evaluate(self, most_tokens: int | None) -> dict[str, Any]:
         """Score the held-out data, answer the sample prompts, write both."""
         job, row = self.job, {"step": self.state.step}
-        if job.held_out is not None and job.held_out.sequences_per_epoch:
-            with torch.compiler.set_stance("force_eager"):  # a second graph, without gradients, would not pay
-                micro = self.resolved.micro_batch
-                scores = evaluate(
-                    job.model, self.objective, job.held_out, self.widths, job.answer_ends, micro, most_tokens
-                )
-            if scores.overall.bytes:
-                row |= scores.row()
+        with torch.compiler.set_stance("force_eager"):  # a second graph, without gradients, would not pay
+            row |= job.evaluate(most_tokens) if job.evaluate else self._language_scores(most_tokens)
         if "val_loss" in row:
-            self.state.val_loss = row["val_loss"]
+            self._remember(row["val_loss"])
             self.log.metrics(row)
             say(describe_evaluation(row, job.model.config.vocab_size))
-        for prompt, text in zip(job.prompts, answer(job.model, job.tokenizer, job.prompts), strict=True):
+        texts = job.answer(job.prompts) if job.answer else answer(job.model, job.tokenizer, job.prompts)
+        for prompt, text in zip(job.prompts, texts, strict=True):
             said = {"kind": prompt.kind, "lang": prompt.lang, "held_out": prompt.held_out}
             self.log.sample({"step": self.state.step, "stage": job.verb, "prompt": prompt.text, "text": text, **said})
         return row
+
+    def _language_scores(self, most_tokens: int | None) -> dict[str, Any]:
+        job = self.job
+        if job.held_out is None or not job.held_out.sequences_per_epoch:
+            return {}
+        micro = self.resolved.micro_batch
+        scores = evaluate(job.model, self.objective, job.held_out, self.widths, job.answer_ends, micro, most_tokens)
+        return scores.row() if scores.overall.bytes else {}
+
+    @cached_property
+    def widths(self) -> torch.Tensor:
+        """UTF-8 bytes that each id spells (V,)."""
+        return bytes_per_token(self.job.tokenizer, self.job.model.config.vocab_size)
+
+    def _remember(self, loss: float) -> None:
+        state = self.state
+        state.val_loss = loss
+        better = state.best_loss is None or loss < state.best_loss
+        state.best_loss, state.since_best = (loss, 0) if better else (state.best_loss, state.since_best + 1)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether held-out loss has not fallen for as many evaluations as the job has patience for."""
+        return self.job.patience is not None and self.state.since_best >= self.job.patience
+
+    def back_to_best(self) -> None:
+        """Put back the weights of the step with the lowest held-out loss; they are what is published."""
+        best = best_checkpoint(self.path)
+        if best is not None and best.step != self.state.step:
+            say(f"{self.path}: the weights of step {best.step} had the lowest held-out loss and are kept")
+            self.job.restore(best.path)
 
     def save(self) -> Path:
         """Write the checkpoint of this step and drop those no longer needed."""
@@ -196,7 +224,7 @@ class Run:
 
     def publish(self) -> None:
         """Write ``RUN/model``: hard links to the last checkpoint's where that is the same bytes."""
-        last = latest_checkpoint(self.path)
+        last = (best_checkpoint if self.job.patience is not None else latest_checkpoint)(self.path)
         assert last is not None, "the last step saves"
         if self.config.save_dtype == "fp32" and self.job.whole_model:
             publish(self.path, last.path)

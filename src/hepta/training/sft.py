@@ -148,5 +148,6 @@ def _prepare(config: SftConfig, base: Path, digest: str) -> tuple[Job, SftOrder,
         verb="sft", model=model, tokenizer=tokenizer, train=order, held_out=held_out, prompts=prompts,
         lr=(automatic_tuning_lr if config.method == "full" else automatic_lr)(model.config), save=save, restore=restore,
         answer_ends=tuple(tokenizer.stop_ids), whole_model=config.method == "full",
+        objective=Causal(config.z_loss),
     )  # fmt: skip
     return job, order, held_out

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hepta.objectives.causal import Causal
 from hepta.training.guard import Guard
 from hepta.training.optimizer import clip_gradients, gradient_norm, set_learning_rate
 
@@ -57,7 +56,7 @@ def stream_steps(order: Any, first: int, end: int, per_step: int, micro: int, wo
 def run_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    objective: Causal,
+    objective: Any,
     batches: Sequence[Batch],
     lr: float,
     clip_norm: float,
