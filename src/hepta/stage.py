@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -147,7 +148,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def _input_digest(value: Any) -> Any:
-    """Digest an input field: existing paths by content (``NAME=PATH`` keeps the name), other words as they are."""
+    """Digest an input field: paths and named models by content (``NAME=PATH`` keeps the name), other words as is."""
     if value is None:
         return None
     if isinstance(value, list | tuple):
@@ -158,7 +159,17 @@ def _input_digest(value: Any) -> Any:
     name, equals, rest = text.partition("=")
     if equals and not Path(text).exists():
         return [name, _input_digest(rest)]
-    return digest_of(Path(text)) if Path(text).exists() else text
+    place = Path(text) if Path(text).exists() else _named_model(text)
+    return text if place is None else digest_of(place)
+
+
+def _named_model(word: str) -> Path | None:
+    """The directory of a model given by its name, so that name and directory have one digest; None for other words.
+
+    The catalogue stands above this module and is asked by its import path, here alone: whoever claims an output
+    with a name among its inputs must not depend on which module was imported before.
+    """
+    return importlib.import_module("hepta.catalog.models").model_path(word)
 
 
 @dataclass

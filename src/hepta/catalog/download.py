@@ -2,7 +2,6 @@
 
 import fnmatch
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -120,9 +119,3 @@ def _read_tar(file: Path, pattern: str) -> dict[str, bytes]:
                 if handle is not None:
                     found[member.name] = handle.read()
     return found
-
-
-def copy_tree(source: Path, target: Path) -> None:
-    """Copy the files of one folder into another."""
-    for file in sorted(source.iterdir()):
-        shutil.copyfile(file, target / file.name)

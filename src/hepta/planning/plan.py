@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from hepta.catalog.models import model_names, model_path
 from hepta.config import HeptaError, nearest
 from hepta.model.families import PRESETS, from_hf, preset
 from hepta.model.shape import Shape
@@ -70,7 +71,7 @@ class PlanResult:
 
 
 def read_shape(model: str, vocab_size: int | None = None) -> Shape:
-    """The shape behind a preset's name, a model directory, a run directory or an adapter's base; torch-free.
+    """The shape behind a preset's name, a model's directory or name, a run or an adapter's base; torch-free.
 
     Raises:
         HeptaError: neither a preset nor a directory with a config.json.
@@ -81,7 +82,10 @@ def read_shape(model: str, vocab_size: int | None = None) -> Shape:
         raise HeptaError(f"vocab_size: only for presets; {model} has its own vocabulary")
     path = Path(model)
     if not path.exists():
-        raise HeptaError(f"model {model!r}: no such directory, and not a preset; {nearest(model, list(PRESETS))}")
+        path = model_path(model) or path
+    if not path.exists():
+        known = [*PRESETS, *model_names()]
+        raise HeptaError(f"model {model!r}: no such directory, not a preset, not a name; {nearest(model, known)}")
     for place in (path, path / "config.json", path / "model" / "config.json"):
         if place.is_file():
             value = read_json(place)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hepta.catalog.models import model_path
 from hepta.config import HeptaError
 from hepta.console import say
 from hepta.stage import digest_json, disk_errors, read_json, sha256_file
@@ -190,12 +191,14 @@ class Tokenizer:
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
-    """Load the tokenizer of a tokenizer, model or run directory.
+    """Load the tokenizer of a tokenizer, model or run directory, or of a model by its catalogue name or ``hf:…``.
 
     Raises:
         HeptaError: no ``tokenizer.json`` there, or one that cannot be used.
     """
     path = Path(path)
+    if not path.exists():
+        path = model_path(str(path)) or path
     for place in (path, path / "model"):
         if (place / "tokenizer.json").is_file():
             tokenizer = Tokenizer(place)
