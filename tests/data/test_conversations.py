@@ -168,6 +168,13 @@ def many(count, lang="en", twin_every=7):
     ]
 
 
+@pytest.mark.parametrize("name", ["rows.xlsx", "rows.txt", "rows"])
+def test_a_file_of_another_format_names_the_formats_read(tmp_path, name):
+    (tmp_path / name).write_text("question,answer\nhi,there\n")
+    with pytest.raises(HeptaError, match=r"no format of conversations; \.jsonl, \.json, \.parquet, \.csv, \.tsv are"):
+        load_conversations(tmp_path / name)
+
+
 def test_twins_of_a_prompt_never_straddle_the_split():
     conversations = many(2000) + many(500, "zh")
     train, held = split_conversations(conversations, 0.1)

@@ -67,13 +67,17 @@ def find_files(entry: Path | str, suffixes: Sequence[str], what: str) -> list[tu
     """(file, source name) of a file, a folder of files, or ``NAME=PATH`` of either.
 
     Raises:
-        HeptaError: nothing there, or a folder without such files.
+        HeptaError: nothing there, a file of another format, or a folder without such files.
     """
     name, equals, rest = str(entry).partition("=")
     named = bool(equals) and not Path(entry).exists()
     path = Path(rest if named else entry)
     shown = ", ".join(suffixes[:3] if suffixes is JSON_SUFFIXES else (".csv", ".tsv", ".jsonl", ".json"))
     if path.is_file():
+        if not path.name.lower().endswith(TABLE_SUFFIXES):
+            formats = ", ".join(suffix for suffix in TABLE_SUFFIXES if suffix.count(".") == 1)
+            found_suffix = path.suffix or "a file without suffix"
+            raise HeptaError(f"{path}: {found_suffix} is no format of {what}; {formats} are, also as .gz or .zst")
         found = [path]
     elif path.is_dir():
         found = sorted(f for f in path.rglob("*") if _is_data(f, path, suffixes))
