@@ -173,3 +173,14 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(cli: Cli, model_dir: Path
     outcome = cli("generate", "--model", copy, "--prompt", "a")
     assert outcome.code == 2
     assert "is not the tokenizer this was made with" in outcome.err
+
+
+@pytest.mark.parametrize(("provenance", "warned"), [({"verb": "pretrain"}, 1), ({"verb": "sft"}, 0), ({}, 0)])
+def test_only_a_base_model_warns_that_it_was_not_taught_to_answer(
+    cli: Cli, model_dir: Path, tokenizer_dir: Path, tmp_path: Path, provenance: dict[str, str], warned: int
+) -> None:
+    save_model(load_model(model_dir), tmp_path / "model", tokenizer_dir, provenance=provenance)
+    outcome = cli("chat", "--model", tmp_path / "model", "--message", "hi", "max_new_tokens=2")
+    assert outcome.code == 0
+    assert outcome.err.count("never taught to answer") == warned
+    assert len(outcome.err.splitlines()) == warned

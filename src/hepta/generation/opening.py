@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from hepta.config import HeptaError
+from hepta.console import warn
 from hepta.generation.config import SamplingConfig
 from hepta.generation.engine import Engine
 from hepta.model.load import load_model, read_hepta_json, resolve_model
@@ -36,9 +37,10 @@ def open_model(config: SamplingConfig, batch_size: int = 32, chat: bool = False)
     """
     directory = resolve_model(config.model)
     tokenizer = load_tokenizer(directory)
-    trained = read_hepta_json(directory).get("template") or {}
+    known = read_hepta_json(directory)
+    trained = known.get("template") or {}
     if chat:
-        _check_chat(directory, tokenizer, trained)
+        _check_chat(directory, tokenizer, trained, known.get("provenance") or {})
     if config.threads:
         torch.set_num_threads(config.threads)
     model = load_model(directory, PRECISIONS[config.precision])
@@ -46,12 +48,16 @@ def open_model(config: SamplingConfig, batch_size: int = 32, chat: bool = False)
     return Opened(Engine(model, tokenizer, batch_size), tokenizer, directory)
 
 
-def _check_chat(directory: Path, tokenizer: Tokenizer, trained: dict[str, object]) -> None:
-    """Chat renders by the template the model was trained with, or not at all (trap S7)."""
+def _check_chat(
+    directory: Path, tokenizer: Tokenizer, trained: dict[str, object], provenance: dict[str, object]
+) -> None:
+    """Chat renders by the template the model was trained with, or not at all (trap S7); a base model is told so."""
     if not tokenizer.template_source:
         raise HeptaError(f"{directory}: has no chat template, so it cannot chat; use hepta generate")
     if not tokenizer.stop_ids:
         raise HeptaError(f"{directory}: its tokenizer has no stop token, answers would never end; use hepta generate")
+    if provenance.get("verb") == "pretrain":
+        warn(f"{directory}: was pretrained only, so it continues text and was never taught to answer; see hepta sft")
     now = tokenizer.contract
     for key in ("template_sha256", "stop_ids"):
         if trained.get(key) is not None and trained[key] != now[key]:
