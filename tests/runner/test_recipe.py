@@ -1,13 +1,16 @@
 """Recipes: checked whole before the first stage runs; finished stages are skipped."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
+from hepta.catalog.entries import ModelEntry, find_entry
+from hepta.cli.run import show
 from hepta.config import HeptaError, build
 from hepta.runner.config import RunConfig
-from hepta.runner.recipe import plan_stages, run_recipe
+from hepta.runner.recipe import RunResult, StageOutcome, plan_stages, run_recipe
 
 RECIPE = """
 name: small
@@ -74,3 +77,12 @@ def test_slips_are_named(recipe, old, new, message):
 def test_override_of_an_unknown_stage_is_named(recipe):
     with pytest.raises(HeptaError, match="override 'toks': .*did you mean 'tok"):
         plan_stages(build(RunConfig, {"recipe": recipe, "overrides": ["toks.vocab_size=3"]}))
+
+
+def test_a_run_that_tuned_a_chat_model_ends_with_the_next_command_to_try():
+    tuned = StageOutcome("chat", "sft", "out/demo/chat", 1.0, False)
+    last = show(RunResult("demo", "out/demo", [tuned], "out/demo/report.html")).splitlines()[-1]
+    words = shlex.split(last)
+    assert words == ["hepta", "chat", "--model", "smollm2-135m", "--message", "What is the capital of France?"]
+    assert isinstance(find_entry(words[3]), ModelEntry)
+    assert "smollm2" not in show(RunResult("small", "out/small", [StageOutcome("t", "tokens", "t", 1.0, False)]))

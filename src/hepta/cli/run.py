@@ -12,6 +12,8 @@ from hepta.console import duration
 from hepta.runner.config import RunConfig
 from hepta.runner.recipe import RunResult, run_recipe
 
+NEXT = 'hepta chat --model smollm2-135m --message "What is the capital of France?"'
+
 app = typer.Typer(add_completion=False)
 
 
@@ -57,6 +59,8 @@ def show(result: RunResult) -> str:
         lines += ["", f"talk to it:  hepta chat --model {chats[-1].output}/model"]
     if result.report:
         lines += [f"look at it:  {result.report}"]
+    if chats:
+        lines += ["", "ask a model that knows facts (SmolLM2, 93 MB, fetched once):", f"  {NEXT}"]
     return "\n".join(lines)
 
 
