@@ -18,14 +18,14 @@ class KVCache:
     ) -> None:
         width = config.query_width // config.num_heads
         shape = (config.num_layers, rows, config.key_width // width, capacity, width)
-        self.rows, self.capacity = rows, capacity
+        self.rows, self.capacity, self.used = rows, capacity, 0
         self._k = torch.zeros(shape, dtype=dtype, device=device)  # zeros: a hidden slot times weight 0 must be 0
         self._v = torch.zeros(shape, dtype=dtype, device=device)
 
     def extend(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k, v (B, H, T, K) at ``positions`` (B, T); give all slots up to the last in use (B, H, S, K)."""
         row = torch.arange(self.rows, device=positions.device)[:, None]
-        used = int(positions.max()) + 1
+        used = self.used = int(positions.max()) + 1
         keys, values = self._k[layer, : self.rows], self._v[layer, : self.rows]
         keys[row, :, positions] = k.transpose(1, 2)
         values[row, :, positions] = v.transpose(1, 2)
@@ -37,3 +37,9 @@ class KVCache:
         if row != self.rows:
             self._k[:, row] = self._k[:, self.rows]
             self._v[:, row] = self._v[:, self.rows]
+
+    def select(self, rows: Tensor) -> None:
+        """Row i takes what row ``rows[i]`` held; there are then as many rows as given, at most as many as before."""
+        for kept in (self._k, self._v):
+            kept[:, : len(rows), :, : self.used] = kept[:, rows, :, : self.used]
+        self.rows = len(rows)

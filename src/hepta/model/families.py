@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hepta.config import HeptaError, nearest
 from hepta.model import config as llama
-from hepta.model import learned
+from hepta.model import learned, marian
 from hepta.model.shape import Shape
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ FAMILIES: tuple[Family, ...] = (
         learned.BertShape, {"BertForMaskedLM": "bert", "BertForPreTraining": "bert", "BertModel": "bert"},
         "hepta.model.bert:Bert", learned.bert_from_hf, learned.bert_to_hf, learned.BERT_PRESETS,
         lambda shape: "BertForMaskedLM" if shape.head else "BertModel",
+    ),
+    Family(
+        marian.TranslatorShape, {"MarianMTModel": "marian"}, "hepta.model.translator:Translator",
+        marian.translator_from_hf, marian.translator_to_hf, marian.PRESETS,
     ),
 )  # fmt: skip
 PRESETS: dict[str, Family] = {name: family for family in FAMILIES for name in family.presets}

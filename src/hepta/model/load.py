@@ -19,6 +19,7 @@ from hepta.config import HeptaError
 from hepta.console import say
 from hepta.model.contract import copy_tokenizer, template_contract
 from hepta.model.families import PRESETS, from_hf, network_class, preset, to_hf
+from hepta.model.marian import generation_keys
 from hepta.model.network import Network
 from hepta.model.shape import Shape
 from hepta.stage import disk_errors, fsync_directory, read_json, write_json
@@ -27,7 +28,10 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 SHARD_BYTES = 5_000_000_000
-BUFFERS = (".inv_freq", ".bias", ".masked_bias", ".position_ids", ".decoder.weight")  # constants and copies
+BUFFERS = (  # constants and copies
+    ".inv_freq", ".bias", ".masked_bias", ".position_ids", ".decoder.weight", ".embed_positions.weight",
+    ".embed_tokens.weight", "final_logits_bias",
+)  # fmt: skip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -294,6 +298,8 @@ def save_model(
     write_json(target / "config.json", to_hf(config, str(saved).removeprefix("torch.")))
     stop = contract.get("stop_ids") or config.eos_token_id
     generation = {"bos_token_id": config.bos_token_id, "eos_token_id": stop, "pad_token_id": config.pad_token_id}
+    if config.kind == "translation":
+        generation = generation_keys(config, contract.get("size", config.vocab_size))
     write_json(target / "generation_config.json", {"do_sample": False, **generation})
     write_json(
         target / "hepta.json",

@@ -17,6 +17,10 @@ Stored = tuple[str, Tensor]  # a tensor and the name it has on disk
 class Cache(Protocol):
     """What is kept of earlier positions, one slot per position: keys and values, in a Transformer."""
 
+    def select(self, rows: Tensor) -> None:
+        """Row i takes what row ``rows[i]`` held; there are then as many rows as given."""
+        ...
+
     def drop(self, row: int) -> None:
         """Free a row: the last row takes its place."""
         ...
