@@ -186,7 +186,7 @@ class Engine:
         banned[[i for i in self.tokenizer.special_ids if i not in stops]] = True
         ids, positions = [r.prompt for r in live], [list(range(len(r.prompt))) for r in live]
         while True:
-            with _evaluating(self.model):
+            with evaluating(self.model):
                 logits = self._logits(ids, positions, cache)
                 tokens, logprobs = _choose(logits, live, sampling, banned)
             for request, token, logprob in zip(live, tokens, logprobs, strict=True):
@@ -236,7 +236,7 @@ def _choose(
 
 
 @contextmanager
-def _evaluating(model: Network) -> Iterator[None]:
+def evaluating(model: Network) -> Iterator[None]:
     """No gradients, no dropout, products in the weights' own dtype; the model is put back as it was.
 
     During training the weights are float32 masters: casting all of them for every token would cost more
