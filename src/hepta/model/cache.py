@@ -1,4 +1,4 @@
-"""The KV cache of a batch: one slot per position, so prompts of any length share it without a mask."""
+"""What generation keeps of earlier tokens: a slot per position, so prompts of any length share it without a mask."""
 
 import torch
 from torch import Tensor
@@ -43,3 +43,32 @@ class KVCache:
         for kept in (self._k, self._v):
             kept[:, : len(rows), :, : self.used] = kept[:, rows, :, : self.used]
         self.rows = len(rows)
+
+
+class Slots:
+    """One vector per layer and position, read back by position: what models without attention keep.
+
+    Row b's token at position p lies in slot p, as in ``KVCache``; a row never reads a slot that it has not reached.
+    """
+
+    def __init__(
+        self, layers: int, rows: int, capacity: int, width: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.rows = rows
+        self._kept = torch.zeros((layers, rows, capacity, width), dtype=dtype, device=device)
+
+    def put(self, layer: int, positions: Tensor, values: Tensor) -> None:
+        """Store values (B, T, W) at ``positions`` (B, T)."""
+        row = torch.arange(self.rows, device=positions.device)[:, None]
+        self._kept[layer][row, positions] = values.to(self._kept.dtype)
+
+    def get(self, layer: int, positions: Tensor) -> Tensor:
+        """What lies at ``positions`` (B, N) as (B, N, W); zeros for positions before the first."""
+        row = torch.arange(self.rows, device=positions.device)[:, None]
+        return self._kept[layer][row, positions.clamp(min=0)] * (positions >= 0)[..., None].to(self._kept.dtype)
+
+    def drop(self, row: int) -> None:
+        """Free a row: the last row takes its place."""
+        self.rows -= 1
+        if row != self.rows:
+            self._kept[:, row] = self._kept[:, self.rows]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hepta.config import HeptaError, nearest
 from hepta.model import config as llama
-from hepta.model import learned, marian
+from hepta.model import history, learned, marian
 from hepta.model.shape import Shape
 
 if TYPE_CHECKING:
@@ -57,6 +57,19 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         marian.TranslatorShape, {"MarianMTModel": "marian"}, "hepta.model.translator:Translator",
         marian.translator_from_hf, marian.translator_to_hf, marian.PRESETS,
+    ),
+    Family(
+        history.NGramShape, {"HeptaNGramForCausalLM": "hepta-ngram"}, "hepta.model.ngram:NGram",
+        history.ngram_from_hf, history.ngram_to_hf, history.NGRAM_PRESETS,
+    ),
+    Family(
+        history.FeedForwardShape, {"HeptaFeedForwardForCausalLM": "hepta-feedforward"},
+        "hepta.model.feedforward:FeedForward", history.feedforward_from_hf, history.feedforward_to_hf,
+        history.FEEDFORWARD_PRESETS,
+    ),
+    Family(
+        history.LSTMShape, {"HeptaLSTMForCausalLM": "hepta-lstm"}, "hepta.model.lstm:LSTM",
+        history.lstm_from_hf, history.lstm_to_hf, history.LSTM_PRESETS,
     ),
 )  # fmt: skip
 PRESETS: dict[str, Family] = {name: family for family in FAMILIES for name in family.presets}

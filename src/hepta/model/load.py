@@ -130,8 +130,9 @@ def _assign(model: Network, directory: Path, dtype: torch.dtype, device: torch.d
         if tuple(tensor.shape) != wanted:
             raise HeptaError(f"{directory}: {name} has shape {tuple(tensor.shape)}, config.json says {wanted}")
         owner = model.get_submodule(name.rpartition(".")[0])
-        value = tensor.to(device=device, dtype=dtype, copy=True).contiguous()  # so that the file can be unmapped
-        owner.register_parameter(name.rpartition(".")[2], torch.nn.Parameter(value))
+        kept = dtype if tensor.is_floating_point() else tensor.dtype  # counts of n-grams are never rounded
+        value = tensor.to(device=device, dtype=kept, copy=True).contiguous()  # so that the file can be unmapped
+        owner.register_parameter(name.rpartition(".")[2], torch.nn.Parameter(value, value.is_floating_point()))
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     for problem, names in (("missing", missing), ("unexpected", unexpected)):
         if names:
@@ -292,7 +293,8 @@ def save_model(
     tensors = {}
     for name, parameter in model.named_parameters():
         stored_name, tensor = model.to_disk(name, parameter.detach())
-        tensors[stored_name] = tensor.to("cpu", dtype or parameter.dtype).contiguous()
+        kept = dtype or parameter.dtype if parameter.is_floating_point() else parameter.dtype
+        tensors[stored_name] = tensor.to("cpu", kept).contiguous()
     saved = dtype or model.output_weight.dtype
     save_weights(tensors, target, shard_bytes)
     write_json(target / "config.json", to_hf(config, str(saved).removeprefix("torch.")))
