@@ -6,6 +6,7 @@ from pathlib import Path
 from hepta.catalog.models import model_names, model_path
 from hepta.config import HeptaError, nearest
 from hepta.model.families import PRESETS, from_hf, preset
+from hepta.model.history import NGramShape
 from hepta.model.shape import Shape
 from hepta.planning.config import PlanConfig
 from hepta.planning.cost import TRAINING_FACTOR, flops_per_token, rule_of_thumb_flops, training_flops
@@ -160,6 +161,8 @@ def plan(config: PlanConfig) -> PlanResult:
         HeptaError: unknown preset, directory or device.
     """
     shape = read_shape(config.model, config.vocab_size)
+    if isinstance(shape, NGramShape):
+        raise HeptaError(f"model {config.model!r}: an n-gram model is counted in seconds, there is nothing to plan")
     devices = [find_device(word) for word in config.devices]
     length = config.sequence_length or min(shape.max_positions, DEFAULT_LENGTH)
     setting = Setting(length, config.micro_batch, config.rank)

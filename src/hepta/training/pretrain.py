@@ -5,22 +5,23 @@ from typing import Any
 
 import torch
 
-from hepta.catalog.documents import language_by_script
 from hepta.config import HeptaError
 from hepta.console import warn
 from hepta.data.order import TokenOrder
 from hepta.model.families import PRESETS
+from hepta.model.history import NGRAM_PRESETS
 from hepta.model.load import build_model, read_hepta_json, read_tensors, resolve_model, save_model
 from hepta.model.network import Network
 from hepta.objectives.causal import Causal
 from hepta.stage import claim, read_manifest
 from hepta.tokenizer.load import check_matches, load_tokenizer
 from hepta.training.config import PretrainConfig
+from hepta.training.counting import count
 from hepta.training.job import Job, withdraw_if_refused
 from hepta.training.loop import train
 from hepta.training.resolve import automatic_lr
 from hepta.training.result import TrainingResult, already_done, finish
-from hepta.training.samples import Prompt
+from hepta.training.samples import completion_prompts
 
 VERSION = 1
 
@@ -35,14 +36,6 @@ def restore_weights(model: Network, directory: Path) -> None:
                 parameters[found[0]].copy_(found[1])
 
 
-def completion_prompts(texts: list[str], tokenizer: Any) -> list[Prompt]:
-    """Sample prompts as a language model reads them: document start, then the text."""
-    return [
-        Prompt(text, [tokenizer.bos_id, *tokenizer.encode(text)], "completion", language_by_script(text))
-        for text in texts
-    ]
-
-
 def pretrain(config: PretrainConfig) -> TrainingResult:
     """Train a language model from token shards; the same call goes on after a stop.
 
@@ -55,6 +48,8 @@ def pretrain(config: PretrainConfig) -> TrainingResult:
         raise HeptaError(
             f"{config.data}: no finished token shards here; make them with hepta tokens build --output {config.data}"
         )
+    if config.model in NGRAM_PRESETS:
+        return count(config, manifest, VERSION)
     stage = claim(config, "pretrain", VERSION)
     if stage.state == "done":
         return already_done(stage, config)

@@ -44,6 +44,9 @@ class TrainingResult:
             rows["parameters"] += f", {self.trained_parameters:,} trained"
         speed = f"{self.tokens_per_second:,.0f} tokens/s, MFU {self.mfu:.0%}"
         rows["trained"] = f"{self.steps:,} steps, {self.tokens:,} tokens in {duration(self.seconds)}: {speed}"
+        if not self.steps:  # n-grams
+            del rows["trained"]
+            rows["counted"] = f"{self.tokens:,} tokens in {duration(self.seconds)}"
         held_out = _validation(self.before, self.final)
         rows["loss"] = f"{self.final['train_loss']:.4f} train{held_out} (even guessing {self.uniform_loss:.4f})"
         bpb = {lang: value for lang, value in (self.final.get("val_bpb") or {}).items() if value is not None}

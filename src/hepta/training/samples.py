@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from hepta.catalog.documents import language_by_script
+
 SAMPLE_TOKENS = 48
 
 
@@ -18,6 +20,14 @@ class Prompt:
     kind: str  # completion or chat
     lang: str
     held_out: bool = False
+
+
+def completion_prompts(texts: list[str], tokenizer: Any) -> list[Prompt]:
+    """Sample prompts as a language model reads them: document start, then the text."""
+    return [
+        Prompt(text, [tokenizer.bos_id, *tokenizer.encode(text)], "completion", language_by_script(text))
+        for text in texts
+    ]
 
 
 def answer(model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int = SAMPLE_TOKENS) -> list[str]:
