@@ -29,6 +29,7 @@ class StageRecord:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     journal: list[dict[str, Any]] = field(default_factory=list)
+    model: dict[str, Any] = field(default_factory=dict)  # a trained model's config.json
 
 
 @dataclass
@@ -108,6 +109,7 @@ def _stage(name: str, verb: str, path: Path, problems: list[str]) -> StageRecord
         stage.metrics = _rows(path / "metrics.jsonl", problems)
         stage.samples = _rows(path / "samples.jsonl", problems)
         stage.journal = _rows(path / "journal.jsonl", problems)
+        stage.model = _mapping(path / "model" / "config.json", problems)
     return stage
 
 

@@ -76,11 +76,12 @@ def _training_rows(stage: StageRecord) -> list[tuple[str, str, str]]:
     rows = [
         ("parameters", "参数量", number(f.get("parameters"))),
         ("trained parameters", "训练的参数", number(f.get("trained_parameters"))),
-        ("steps", "步数", number(f.get("steps"))),
+        ("steps", "步数", number(f.get("steps") or None)),
         ("tokens read", "读过的词元", number(f.get("tokens"))),
         ("time in steps", "训练用时", duration(f["seconds"]) if _is_number(f.get("seconds")) else "–"),
         ("tokens per second", "每秒词元数", number(f.get("tokens_per_second"), ",.0f")),
-        ("share of the measured matmul peak (MFU)", "达到实测矩阵乘峰值的比例 (MFU)", number(f.get("mfu"), ".1%")),
+        ("share of the measured matmul peak (MFU)", "达到实测矩阵乘峰值的比例 (MFU)",
+         number(f.get("mfu") or None, ".1%")),
         ("share of what the matmuls alone allow", "达到纯矩阵乘上限的比例", number(f.get("share_of_matmul"), ".1%")),
         ("train loss at the end", "最终训练损失", number(final.get("train_loss"), ".4f")),
         ("held-out loss before → after", "留出损失 前 → 后",
@@ -89,7 +90,7 @@ def _training_rows(stage: StageRecord) -> list[tuple[str, str, str]]:
         ("next token right (top-1) before → after", "下一词元命中率 前 → 后",
          _arrow(before.get("val_accuracy"), final.get("val_accuracy"), ".1%")),
         ("precision", "精度", str(f.get("precision", "–")) + (" · compiled" if f.get("compiled") else "")),
-        ("peak learning rate", "峰值学习率", number(f.get("lr"), ".3g")),
+        ("peak learning rate", "峰值学习率", number(f.get("lr") or None, ".3g")),
         ("peak memory", "内存峰值", size(f.get("peak_memory_bytes"))),
         ("weights sha256", "权重 sha256", str(f.get("weights_sha256", "–"))),
     ]  # fmt: skip
@@ -102,13 +103,21 @@ def _arrow(before: Any, after: Any, form: str) -> str:
     return "–" if not _is_number(after) else f"{number(before, form)} → {number(after, form)}"
 
 
+def _life(record: RunRecord) -> list[StageRecord]:
+    """The runs that lead to the last model: tuning, and the pretraining it began from; all where nothing was tuned."""
+    tuned = [str(stage.config.get("model")) for stage in record.of("sft")]
+    runs = record.of("pretrain", "sft")
+    line = [s for s in runs if s.verb == "sft" or str(s.config.get("output") or s.path) in tuned]
+    return line if any(s.verb == "pretrain" for s in line) else runs
+
+
 def view_samples(record: RunRecord) -> dict[str, Any] | None:
     """The same prompts at each point of the model's life: a column per point, a card per prompt."""
-    runs = [stage for stage in record.of("pretrain", "sft") if stage.samples]
+    runs = [stage for stage in _life(record) if stage.samples]
     if not runs:
         return None
     points: list[tuple[str, str, StageRecord, int]] = []
-    first = runs[0]
+    first = next((run for run in runs if len({row.get("step", 0) for row in run.samples}) > 1), runs[0])  # n-grams: one
     start = min(row.get("step", 0) for row in first.samples)
     random = first.verb == "pretrain"
     titles = ("random weights", "随机初始化") if random else (f"before {first.id}", f"{first.id} 之前")

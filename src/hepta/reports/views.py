@@ -70,11 +70,17 @@ def note_of(stage: StageRecord) -> str:
         "corpus": [f"{number(facts.get('kept'))} / {number(facts.get('read'))} documents"],
         "tokenizer": [f"{number(facts.get('vocab_size'))} tokens"],
         "tokens": [f"{number((splits.get('train') or {}).get('tokens'))} tokens"],
-        "pretrain": [f"{number(facts.get('steps'))} steps", *shown],
+        "pretrain": [_work(facts), *shown],
         "sft": [f"{number(facts.get('steps'))} steps", f"loss {number(final.get('val_loss'), '.3f')}"],
         "eval": shown,
     }
     return " · ".join(notes.get(stage.verb, []))
+
+
+def _work(facts: dict[str, Any]) -> str:
+    """Steps taken, or for a model that is counted the tokens read."""
+    steps = facts.get("steps")
+    return f"{number(steps)} steps" if steps != 0 else f"{number(facts.get('tokens'))} tokens counted"
 
 
 def _total(entries: Any, key: str) -> int | None:
