@@ -7,6 +7,7 @@ B starts at zero, so step 0 is exactly the base (trap S11).
 import hashlib
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from hepta.stage import disk_errors, read_json, sha256_file, write_json
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT's name for the wrapped model
+HEAD_MODULE = re.compile(r"score|classifier|pooler")  # the modules of a classifier that PEFT keeps whole
 
 
 class LoRALinear(Linear):
@@ -143,7 +145,11 @@ def weights_sha256(directory: Path) -> str:
 
 
 def save_adapter(
-    model: Network, directory: Path | str, base_dir: Path | str, provenance: dict[str, Any] | None = None
+    model: Network,
+    directory: Path | str,
+    base_dir: Path | str,
+    provenance: dict[str, Any] | None = None,
+    head: dict[str, Tensor] | None = None,
 ) -> None:
     """Write a PEFT adapter directory, with the base's tokenizer beside it.
 
@@ -153,6 +159,7 @@ def save_adapter(
         base_dir: model directory the adapters were trained on; named in ``adapter_config.json``, and with
             its sha256 in ``hepta.json``.
         provenance: kept in ``hepta.json``.
+        head: a classifier's own trained tensors by their names on disk, kept beside the adapters.
 
     Raises:
         HeptaError: the model has no adapters.
@@ -168,6 +175,7 @@ def save_adapter(
         f"{PREFIX}{name}.weight": parameter.detach().cpu().contiguous()
         for name, parameter in adapter_parameters(model).items()
     }
+    tensors |= {PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in (head or {}).items()}
     write_safetensors(tensors, target / ADAPTER_WEIGHTS)
     copy_tokenizer(base, target)
     template = template_contract(base) if (base / "tokenizer.json").is_file() else {}
@@ -177,7 +185,9 @@ def save_adapter(
     write_json(
         target / ADAPTER,
         {
-            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base.resolve()),
+            "peft_type": "LORA", "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
+            "base_model_name_or_path": str(base.resolve()),
+            "modules_to_save": sorted({HEAD_MODULE.findall(name)[0] for name in head}) if head else None,
             "r": first.rank, "lora_alpha": first.alpha, "lora_dropout": first.dropout, "use_rslora": first.root,
             "target_modules": _targets(model, layers), "bias": "none", "fan_in_fan_out": model.transposed,
             "inference_mode": True, "init_lora_weights": True,
@@ -190,7 +200,7 @@ def _targets(model: Network, layers: dict[str, LoRALinear]) -> list[str]:
     return sorted({target for target in model.lora_targets for name in layers if name.endswith(f".{target}")})
 
 
-def _find_base(directory: Path, config: dict[str, Any]) -> Path:
+def find_base(directory: Path, config: dict[str, Any]) -> Path:
     """The base of an adapter: beside it as hepta.json says, else where PEFT's file says."""
     named = str(config.get("base_model_name_or_path") or "")
     known = read_hepta_json(directory).get("base", {})
@@ -203,7 +213,7 @@ def _find_base(directory: Path, config: dict[str, Any]) -> Path:
     raise HeptaError(f"{directory}: its base model {named!r} is not there; put it there or fix base_model_name_or_path")
 
 
-def _read_adapter(directory: Path) -> dict[str, Tensor]:
+def read_adapter(directory: Path) -> dict[str, Tensor]:
     """Stored matrices by our names (``….q_proj.lora_A``)."""
     file = directory / ADAPTER_WEIGHTS
     if not file.is_file():
@@ -226,12 +236,31 @@ def load_adapter(
     """
     directory = Path(directory)
     config = read_json(directory / ADAPTER)
-    unsupported = [k for k in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern") if config.get(k)]
+    if config.get("task_type") == "SEQ_CLS":
+        raise HeptaError(f"{directory}: adapts a classifier, which does not continue text; use hepta predict")
+    if config.get("modules_to_save"):
+        raise HeptaError(f"{directory / ADAPTER}: modules_to_save is not supported; plain LoRA is")
+    model = load_model(find_base(directory, config), dtype, device)
+    attach_stored(model, directory, config, read_adapter(directory))
+    return model.eval()
+
+
+def attach_stored(model: Network, directory: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Put stored adapters on a model, in place, and freeze everything else.
+
+    Args:
+        model: the base.
+        directory: of the adapter, for messages.
+        config: its ``adapter_config.json``.
+        tensors: matrices by name (``….q_proj.lora_A``).
+
+    Raises:
+        HeptaError: another kind of adapter, or tensors that do not fit.
+    """
+    unsupported = [k for k in ("use_dora", "rank_pattern", "alpha_pattern") if config.get(k)]
     if config.get("peft_type") != "LORA" or unsupported or config.get("bias", "none") != "none":
         what = ", ".join(unsupported) or f"peft_type {config.get('peft_type')!r}, bias {config.get('bias')!r}"
         raise HeptaError(f"{directory / ADAPTER}: {what} is not supported; plain LoRA is")
-    tensors = _read_adapter(directory)
-    model = load_model(_find_base(directory, config), dtype, device)
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     names = sorted({name.rpartition(".")[0] for name in tensors})
     model.requires_grad_(False)
@@ -250,4 +279,3 @@ def load_adapter(
             with torch.no_grad():
                 parameter.copy_(stored)
         _replace(model, name, layer)
-    return model.eval()

@@ -64,10 +64,11 @@ def template_contract(directory: Path) -> dict[str, Any]:
     template = _chat_template(directory, config)
     eos = special("eos_token")
     if eos is None:
-        eos = next((added[end] for end in DOCUMENT_ENDS if end in added), None)
+        eos = next((added[end] for end in DOCUMENT_ENDS if end in added), special("sep_token"))  # BERT's ends
     if eos is None:
         raise HeptaError(f"{config_file}: names no eos_token that exists; add one")
     bos, pad = special("bos_token"), special("pad_token")
+    bos = special("cls_token") if bos is None else bos
     turns = [added[end] for end in TURN_ENDS if end in added and end in (template or "")]
     return {
         "size": max(ids.values(), default=-1) + 1,

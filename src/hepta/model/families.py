@@ -116,6 +116,8 @@ def from_hf(hf: Mapping[str, Any], where: str = "config.json") -> Shape:
                 raise HeptaError(f"{where}: the weights are quantised; use the model's unquantised directory")
             return family.from_hf(hf, where)
     found = ", ".join(map(str, names)) or str(hf.get("model_type"))
+    if found.endswith("ForSequenceClassification"):
+        raise HeptaError(f"{where}: is a classifier, which does not continue text; use hepta predict")
     known = ", ".join(name for family in FAMILIES for name in family.architectures)
     raise HeptaError(f"{where}: architecture {found} is not supported; supported: {known}")
 

@@ -111,7 +111,7 @@ def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
             raise HeptaError(f"{file}: not readable as safetensors ({error}); copy it again") from None
 
 
-def _assign(model: Network, directory: Path, dtype: torch.dtype, device: torch.device | str) -> None:
+def assign(model: Network, directory: Path, dtype: torch.dtype, device: torch.device | str) -> None:
     """Fill a model on the meta device, tensor by tensor, and say in one line what does not fit."""
     expected = dict(model.named_parameters())
     unexpected: list[str] = []
@@ -166,7 +166,7 @@ def load_model(
     config = read_config(directory)
     with torch.device("meta"):
         model = network_class(config)(config)
-    _assign(model, directory, dtype, device)
+    assign(model, directory, dtype, device)
     return model.eval()
 
 

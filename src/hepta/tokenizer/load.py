@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer as HfTokenizer
 
 from hepta.catalog.models import model_path
 from hepta.config import HeptaError
@@ -58,15 +59,17 @@ class Tokenizer:
     def _read_config(self) -> None:
         file = self.path / "tokenizer_config.json"
         config = read_json(file) if file.is_file() else {}
-        names = {key: _content(config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        keys = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token")
+        names = {key: _content(config.get(key)) for key in keys}
         ends = [name for name in DOCUMENT_ENDS if name in self._specials]
         eos = self._id(names["eos_token"]) if names["eos_token"] else (self._specials[ends[0]] if ends else None)
+        eos = self._id(names["sep_token"]) if eos is None else eos  # BERT's ends
         if eos is None:
             raise HeptaError(
                 f'{file}: names no eos_token, and none of {", ".join(DOCUMENT_ENDS)} exists; add "eos_token"'
             )
         self.eos_id: int = eos
-        bos, pad = self._id(names["bos_token"]), self._id(names["pad_token"])
+        bos, pad = self._id(names["bos_token"] or names["cls_token"]), self._id(names["pad_token"])
         self.bos_id: int = eos if bos is None else bos
         self.pad_id: int = eos if pad is None else pad
         self.special_ids |= {self.bos_id, self.eos_id, self.pad_id}
@@ -97,6 +100,15 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; text that spells a special token stays text, and nothing is put before or after it."""
         return self.encode_array(text).tolist()
+
+    @cached_property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """What ``tokenizer.json`` itself puts before and after a text, such as BERT's [CLS] and [SEP]."""
+        whole = HfTokenizer.from_file(str(self.path / "tokenizer.json"))
+        plain = whole.encode("a", add_special_tokens=False).ids
+        framed = whole.encode("a").ids
+        start = next((i for i in range(len(framed)) if framed[i : i + len(plain)] == plain), 0)
+        return framed[:start], framed[start + len(plain) :]
 
     def encode_array(self, text: str) -> np.ndarray:
         """``encode`` as (n,) uint32, without the trip through a list. Lone surrogates become U+FFFD."""

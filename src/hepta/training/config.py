@@ -28,7 +28,7 @@ class EvalKeys(Config):
     )
 
 
-class TrainingConfig(StageConfig):
+class LoopConfig(StageConfig):
     """What every training verb shares."""
 
     max_steps: int | None = budget(None, "end after this many optimizer steps", ge=1)
@@ -47,7 +47,6 @@ class TrainingConfig(StageConfig):
     weight_decay: float = identity(0.1, "on matrices only; norms, biases and embeddings have none", ge=0)
     clip_norm: float = identity(1.0, "largest gradient norm of a step", gt=0)
     optimizer: Literal["adamw"] = identity("adamw", "the optimizer")
-    z_loss: float = identity(0.0, "weight of the squared log-partition in the loss", ge=0)
     spike: float = identity(20.0, "skip a step whose gradient norm is this many times the recent median", gt=1)
     precision: Literal["auto", "fp32", "bf16"] = identity(
         "auto", "of the products; weights stay float32. auto: bf16 where it is fast"
@@ -59,12 +58,23 @@ class TrainingConfig(StageConfig):
     )
     workers: int = operational(0, "threads that prepare batches ahead of the step", ge=0)
     sequence_length: int = identity(512, "tokens per sequence", ge=8)
-    batch_tokens: int = identity(16_384, "tokens per optimizer step, a multiple of sequence_length", ge=8)
     micro_batch: int | None = operational(None, "sequences per forward pass; none given: about 8,192 tokens", ge=1)
     checkpoint: CheckpointKeys = operational(CheckpointKeys(), "checkpoint.every, checkpoint.keep")
     eval: EvalKeys = operational(EvalKeys(), "eval.every, eval.tokens")
-    sample_prompts: list[str] = operational(PROMPTS, "prompts answered at each evaluation")
     save_dtype: Literal["fp32", "bf16"] = operational("fp32", "dtype of the final model; checkpoints keep float32")
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences of one optimizer step."""
+        raise NotImplementedError
+
+
+class TrainingConfig(LoopConfig):
+    """What the verbs share whose steps are counted in tokens."""
+
+    z_loss: float = identity(0.0, "weight of the squared log-partition in the loss", ge=0)
+    batch_tokens: int = identity(16_384, "tokens per optimizer step, a multiple of sequence_length", ge=8)
+    sample_prompts: list[str] = operational(PROMPTS, "prompts answered at each evaluation")
 
     @model_validator(mode="after")
     def _whole_sequences(self) -> Self:
@@ -114,3 +124,57 @@ class SftConfig(TrainingConfig):
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str | Path) else value
+
+
+Targets = list[str] | Literal["all"]
+
+
+class TuneConfig(LoopConfig):
+    """Teach a model a task from a table of examples."""
+
+    task: Literal["classify", "regress"] = identity(
+        "classify", "classify: a class for each text; regress: a number for each text"
+    )
+    model: str = input_path(doc="preset with fresh weights (nano, bert-nano …), model directory, run or catalogue name")
+    data: list[str] = input_path(doc="CSV, TSV, JSON Lines or Parquet files, or folders of them")
+    test_data: list[str] | None = input_path(None, "a test file of your own, instead of a tenth of the data")
+    tokenizer: Path | None = input_path(
+        None, "presets only: tokenizer directory; none given: one is trained on the training texts"
+    )
+    vocab_size: int = identity(8192, "presets only: tokens of the tokenizer trained on the training texts", ge=300)
+    text: str | None = identity(None, "column that holds the text; none given: guessed from its name and shown")
+    label: str | None = identity(None, "column that holds the class or number; none given: guessed and shown")
+    bad_rows: Literal["drop", "error"] = identity("drop", "rows that are no example: drop and count, or stop")
+    method: Literal["full", "lora"] = identity("full", "train all weights, or low-rank adapters beside frozen ones")
+    rank: int = identity(16, "lora: rank of the adapters", ge=1)
+    alpha: float = identity(32.0, "lora: the update is scaled by alpha / rank", gt=0)
+    targets: Targets = identity("all", "lora: matrices adapted, for example [q_proj, v_proj]")
+    rows: int = identity(32, "rows per optimizer step", ge=1)
+    epochs: float | None = budget(4, "end after this many passes over the data; the budget reached first ends", gt=0)
+    patience: int | None = identity(
+        3, "end when this many epochs in a row have not lowered the held-out loss; the best epoch is kept", ge=1
+    )
+    sequence_length: int = identity(256, "tokens read of a text; longer ones are cut at their end and counted", ge=8)
+    dropout: float = identity(
+        0.1, "share of activations dropped while training: before the head and, if the family has it, in the body",
+        ge=0, lt=1,
+    )  # fmt: skip
+    weight_decay: float = identity(0.01, "on matrices only; norms, biases and embeddings have none", ge=0)
+    warmup: float = identity(0.1, "below 1: share of the run; else steps; at least one step", ge=0)
+    l1: float = identity(0.0, "adds l1 · Σ|w| over the trained matrices to the loss", ge=0)
+    l2: float = identity(0.0, "adds l2 · Σw² over them to the loss (weight_decay acts beside the loss)", ge=0)
+    class_weights: Literal["none", "balanced"] | dict[str, float] = identity(
+        "none", "weight of each class in the loss: balanced (rare classes count more), or {class: weight, …}"
+    )
+    label_smoothing: float = identity(0.0, "share of the target spread over all classes", ge=0, lt=1)
+    augment: float = identity(0.0, "share of training rows with a changed copy beside them in each epoch", ge=0, le=4)
+
+    @field_validator("data", "test_data", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | Path) else value
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Rows of one optimizer step."""
+        return self.rows

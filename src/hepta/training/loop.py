@@ -12,7 +12,7 @@ from hepta.config import MachineError
 from hepta.console import Progress, say
 from hepta.stage import Stage, digest_json, go_on_hint
 from hepta.training.checkpoint import weights_digest
-from hepta.training.config import TrainingConfig
+from hepta.training.config import LoopConfig
 from hepta.training.job import Job, Outcome
 from hepta.training.metrics import METRICS, read_rows
 from hepta.training.run import Run
@@ -29,7 +29,7 @@ def step_seed(seed: int, step: int) -> int:
     return int(digest_json([seed, step])[:15], 16)
 
 
-def train(config: TrainingConfig, stage: Stage, job: Job) -> Outcome:
+def train(config: LoopConfig, stage: Stage, job: Job) -> Outcome:
     """Train until the first budget is reached; go on from the newest sealed checkpoint if there is one.
 
     Args:

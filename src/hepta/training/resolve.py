@@ -18,7 +18,7 @@ from hepta.planning.cost import training_flops
 from hepta.planning.machine import cache_directory, compiler, measured_peak, processor_name, recommend_precision
 from hepta.planning.memory import Setting, activation_bytes
 from hepta.stage import write_atomic, write_json
-from hepta.training.config import TrainingConfig
+from hepta.training.config import LoopConfig
 
 MICRO_TOKENS = 8192  # most tokens of one forward pass when nothing is said
 MICRO_BYTES = 1.5 * 2**30  # most memory of its activations
@@ -59,7 +59,7 @@ def automatic_tuning_lr(config: Shape) -> float:
     return 5.2 / config.hidden_size**1.5
 
 
-def _pick_micro_batch(config: TrainingConfig, shape: Shape, half: bool) -> int:
+def _pick_micro_batch(config: LoopConfig, shape: Shape, half: bool) -> int:
     if config.micro_batch:
         return min(config.micro_batch, config.sequences_per_step)
     length, best = config.sequence_length, 1
@@ -82,7 +82,7 @@ def _pick_device(name: str) -> str:
     return name
 
 
-def _pick_compile(config: TrainingConfig, shape: Shape, peak: float, tokens: float) -> bool:
+def _pick_compile(config: LoopConfig, shape: Shape, peak: float, tokens: float) -> bool:
     if config.compile is False:
         return False
     if compiler() is None:
@@ -96,7 +96,7 @@ def _pick_compile(config: TrainingConfig, shape: Shape, peak: float, tokens: flo
     return seconds >= WORTH_COMPILING
 
 
-def resolve(config: TrainingConfig, shape: Shape, lr: float, tokens: float) -> Resolved:
+def resolve(config: LoopConfig, shape: Shape, lr: float, tokens: float) -> Resolved:
     """Decide every automatic value but the number of steps.
 
     Args:
@@ -127,7 +127,7 @@ def read_resolved(run: Path) -> Resolved | None:
     return Resolved(**read_yaml(path)["resolved"])
 
 
-def write_resolved(run: Path, verb: str, config: TrainingConfig, resolved: Resolved) -> None:
+def write_resolved(run: Path, verb: str, config: LoopConfig, resolved: Resolved) -> None:
     """Write ``recipe.yaml``: the run's keys and what its automatic values became."""
     values = {"verb": verb, **config.model_dump(mode="json"), "resolved": asdict(resolved)}
     write_atomic(run / RECIPE, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
@@ -141,7 +141,7 @@ def write_environment(run: Path) -> None:
     })  # fmt: skip
 
 
-def carry_over(config: TrainingConfig, old: Resolved) -> Resolved:
+def carry_over(config: LoopConfig, old: Resolved) -> Resolved:
     """The values to go on with: the old ones, unless the user now says otherwise or the machine is another.
 
     What makes the rest of the run differ in its last bits is said, with the reason.

@@ -21,7 +21,7 @@ from hepta.training.checkpoint import (
     save_checkpoint,
     sweep,
 )  # fmt: skip
-from hepta.training.config import TrainingConfig
+from hepta.training.config import LoopConfig
 from hepta.training.evaluate import bytes_per_token, describe_evaluation, evaluate
 from hepta.training.guard import Guard
 from hepta.training.job import Job, State
@@ -44,7 +44,7 @@ from hepta.training.step import Batch, StepResult, micro_batches, run_step
 class Run:
     """Everything of one training run in this process; ``state`` says where it stands."""
 
-    def __init__(self, config: TrainingConfig, stage: Stage, job: Job) -> None:
+    def __init__(self, config: LoopConfig, stage: Stage, job: Job) -> None:
         self.config, self.stage, self.job, self.path = config, stage, job, config.output
         sweep(self.path)
         self.checkpoint: Checkpoint | None = latest_checkpoint(self.path)
@@ -70,7 +70,8 @@ class Run:
         if old is not None:
             return carry_over(self.config, old)
         config, per_epoch = self.config, self.job.train.sequences_per_epoch * self.config.sequence_length
-        limits = [config.tokens, config.max_steps and config.max_steps * config.batch_tokens]
+        per_step = config.sequences_per_step * config.sequence_length
+        limits = [config.tokens, config.max_steps and config.max_steps * per_step]
         limits.append((config.epochs or 1) * per_epoch if config.epochs or not any(limits) else None)
         most = min(limit for limit in limits if limit) if config.minutes is None else float("inf")
         return resolve(config, self.job.model.config, self.job.lr, most)
