@@ -1,6 +1,7 @@
 """Scores of classes and numbers against scikit-learn and scipy, and intervals against their definitions."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from hepta.evaluation.classification import (
     score_numbers,
     show_class_scores,
     wilson,
-    worst_errors,
 )
 
 
@@ -105,15 +105,10 @@ def test_the_paired_test_is_the_exact_binomial_one():
     assert mcnemar(truth, a, a) == 1.0
 
 
-def test_scores_are_shown_by_class_and_errors_worst_first():
+def test_scores_are_shown_by_class_in_straight_columns():
     truth, predicted, probabilities = guesses(200, 2, 9, skill=0.2)
     scores = score_classes(truth, predicted, ["好", "bad"], probabilities)
-    lines = show_class_scores(scores)
+    lines = show_class_scores(asdict(scores))
     assert len({len(line) + line.count("好") for line in lines}) == 1  # columns stand under each other
-    badness = np.where(truth != predicted, -np.log(probabilities[np.arange(200), truth]), 0)
-    worst = worst_errors(["t"] * 200, ["r"] * 200, truth.tolist(), predicted.tolist(), badness, 5)
-    assert [w["badness"] for w in worst] == sorted((w["badness"] for w in worst), reverse=True)
-    assert all(w["truth"] != w["predicted"] for w in worst)
-    assert worst_errors(["t"], ["r"], [1], [1], np.zeros(1), 5) == []
     assert confusion_matrix(truth, predicted, 2).sum() == 200
     assert not math.isnan(scores.mcc)

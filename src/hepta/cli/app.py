@@ -18,6 +18,8 @@ VERB_HELP = {
     "tokens": "documents to token shards: build",
     "pretrain": "train a language model from tokens",
     "sft": "instruction tuning, full or LoRA",
+    "tune": "classes or numbers from a table of texts",
+    "predict": "ask a tuned model about texts",
     "eval": "bits per byte and perplexity on text",
     "generate": "continue a prompt",
     "chat": "talk to a chat model",

@@ -15,6 +15,7 @@ from hepta.config import HeptaError
 from hepta.data.augment import Augmenter
 from hepta.data.permutation import key_of, permute, shuffled
 from hepta.stage import digest_json
+from hepta.tokenizer.load import Tokenizer
 
 VERSION = 1
 POOL = 32  # batches that are sorted by length together
@@ -146,3 +147,33 @@ class RowOrder:
             return self.lengths
         copied = [self._copied(epoch, len(self.lengths) + i) for i in range(self.copies)]
         return np.concatenate([self.lengths, self.lengths[copied]])
+
+
+class TextEncoder:
+    """Texts to ids within a model's length: what the tokenizer's own file puts around a text, and the text's beginning.
+
+    Args:
+        tokenizer: of the model.
+        limit: most ids of a text, its frame included; the end of longer ones is left out.
+
+    Attributes:
+        cut: texts that were too long, of those encoded by ``many``.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, limit: int) -> None:
+        self._tokenizer, self.limit, self.cut = tokenizer, limit, 0
+        self._before, self._after = (np.array(part, np.uint32) for part in tokenizer.frame)
+        self._room = limit - len(self._before) - len(self._after)
+
+    def __call__(self, text: str) -> np.ndarray:
+        """Ids (L,) of one text."""
+        return self._framed(self._tokenizer.encode_array(text))
+
+    def many(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text; counts those that were cut."""
+        found = self._tokenizer.encode_arrays(texts)
+        self.cut += sum(len(ids) > self._room for ids in found)
+        return [self._framed(ids) for ids in found]
+
+    def _framed(self, ids: np.ndarray) -> np.ndarray:
+        return np.concatenate([self._before, ids[: self._room], self._after]).astype(np.uint32)

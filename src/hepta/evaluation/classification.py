@@ -4,7 +4,7 @@ All values equal scikit-learn's where it has them (tests hold them together); pr
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,7 +98,7 @@ def score_classes(
     precision, recall, f1 = _per_class(matrix)
     support, called = matrix.sum(1), matrix.sum(0)
     right, rows = int(matrix.trace()), len(truth)
-    macro = _resample(rows, lambda chosen: _macro_f1(confusion_matrix(truth[chosen], predicted[chosen], len(labels))))
+    macro = _resample(rows, lambda chosen: macro_f1(confusion_matrix(truth[chosen], predicted[chosen], len(labels))))
     belief = {}
     if probabilities is not None:
         bins = calibration_bins(truth, predicted, probabilities.max(1))
@@ -141,7 +141,8 @@ def _averages(matrix: np.ndarray, values: np.ndarray) -> Averages:
     }
 
 
-def _macro_f1(matrix: np.ndarray) -> float:
+def macro_f1(matrix: np.ndarray) -> float:
+    """Mean F1 over the classes of a confusion matrix (C, C) that occur or are predicted."""
     seen = matrix.sum(0) + matrix.sum(1) > 0
     return float(_per_class(matrix)[2][seen].mean())
 
@@ -231,16 +232,16 @@ def mcnemar(truth: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
     return min(1.0, 2 * tail)
 
 
-def show_class_scores(scores: ClassScores) -> list[str]:
-    """A table by class and the averages, as lines."""
-    width = max(9, *(_width(c.label) for c in scores.classes))
+def show_class_scores(scores: Mapping[str, Any]) -> list[str]:
+    """A table by class and the averages, as lines; ``scores`` is ``asdict`` of ``ClassScores``."""
+    width = max(9, *(_width(c["label"]) for c in scores["classes"]))
     lines = [f"{'':{width}}  precision  recall     f1    rows"]
-    for c in sorted(scores.classes, key=lambda c: -c.support):
-        name = c.label + " " * (width - _width(c.label))
-        lines.append(f"{name}  {c.precision:9.3f}  {c.recall:6.3f}  {c.f1:5.3f}  {c.support:6,}")
+    for c in sorted(scores["classes"], key=lambda c: -c["support"]):
+        name = c["label"] + " " * (width - _width(c["label"]))
+        lines.append(f"{name}  {c['precision']:9.3f}  {c['recall']:6.3f}  {c['f1']:5.3f}  {c['support']:6,}")
     for kind in ("macro", "weighted"):
-        values = scores.precision[kind], scores.recall[kind], scores.f1[kind]
-        lines.append(f"{kind:{width}}  {values[0]:9.3f}  {values[1]:6.3f}  {values[2]:5.3f}  {scores.rows:6,}")
+        values = [scores[name][kind] for name in ("precision", "recall", "f1")]
+        lines.append(f"{kind:{width}}  {values[0]:9.3f}  {values[1]:6.3f}  {values[2]:5.3f}  {scores['rows']:6,}")
     return lines
 
 
@@ -249,24 +250,3 @@ def _width(text: str) -> int:
     import unicodedata
 
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def worst_errors(
-    texts: Sequence[str],
-    names: Sequence[str],
-    truth: Sequence[Any],
-    predicted: Sequence[Any],
-    badness: np.ndarray,
-    most: int,
-) -> list[dict[str, Any]]:
-    """The rows a model is most wrong about: text, its row, truth and prediction, worst first.
-
-    Args:
-        badness: how wrong each row is (N,); 0 or less is right.
-        most: at most so many.
-    """
-    order = [int(i) for i in np.argsort(-badness, kind="stable")[:most] if badness[i] > 0]
-    return [
-        {"text": texts[i], "row": names[i], "truth": truth[i], "predicted": predicted[i], "badness": float(badness[i])}
-        for i in order
-    ]

@@ -1,9 +1,11 @@
-"""Keys of ``hepta eval``."""
+"""Keys of ``hepta eval`` and ``hepta predict``."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from hepta.config import StageConfig, identity, input_path, operational
+from pydantic import field_validator
+
+from hepta.config import Config, StageConfig, identity, input_path, operational
 
 
 class EvalConfig(StageConfig):
@@ -19,3 +21,20 @@ class EvalConfig(StageConfig):
     batch_tokens: int = operational(8192, "tokens in one forward pass", ge=2)
     device: str = operational("cpu", "cpu or cuda")
     output: Path | None = operational(None, "directory for the result, if it is to be kept")  # pyright: ignore
+
+
+class PredictConfig(Config):
+    """Ask a tuned model about texts."""
+
+    model: str = input_path(..., "run or directory of a tuned model")
+    text: list[str] | None = identity(None, "texts to ask about; none given: --input, or the lines of stdin")
+    input: Path | None = input_path(None, "file of texts: .txt lines, or CSV, TSV, JSON Lines, Parquet")
+    column: str | None = identity(None, "column of the file that holds the text; none given: guessed and shown")
+    output: Path | None = operational(None, "write JSON Lines here instead of printing")
+    batch_tokens: int = operational(8192, "tokens in one forward pass", ge=64)
+    threads: int | None = operational(None, "CPU threads; all cores when not given", ge=1)
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _one_text(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value

@@ -28,7 +28,7 @@ from hepta.model.adapters import (
 from hepta.model.contract import copy_tokenizer, template_contract
 from hepta.model.families import FAMILIES, PRESETS, from_hf, network_class, preset, to_hf
 from hepta.model.layers import Linear, keyed_normal
-from hepta.model.load import ADAPTER, assign, load_model, read_hepta_json, resolve_model, save_model
+from hepta.model.load import ADAPTER, assign, load_model, read_config, read_hepta_json, resolve_model, save_model
 from hepta.model.network import Network, Stored
 from hepta.model.shape import Shape
 from hepta.stage import read_json, write_json
@@ -274,6 +274,15 @@ def is_classifier(directory: Path) -> bool:
         return read_json(directory / ADAPTER).get("task_type") == "SEQ_CLS"
     config = read_json(directory / "config.json") if (directory / "config.json").is_file() else {}
     return any(str(name).endswith(SUFFIX) for name in config.get("architectures") or [])
+
+
+def read_body_shape(directory: Path) -> Shape:
+    """The shape behind a (resolved) model, classifier or adapter directory."""
+    if (directory / ADAPTER).is_file():
+        return read_body_shape(find_base(directory, read_json(directory / ADAPTER)))
+    if is_classifier(directory):
+        return _shape_of(read_json(directory / "config.json"), str(directory / "config.json"))
+    return read_config(directory)
 
 
 def load_classifier(path: Path | str, device: torch.device | str = "cpu") -> Classifier:

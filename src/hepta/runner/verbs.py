@@ -47,6 +47,8 @@ VERBS: dict[str, Verb] = {
     "tokens": Verb("hepta.data.config:TokensConfig", "hepta.data.build:build_tokens"),
     "pretrain": Verb("hepta.training.config:PretrainConfig", "hepta.training.pretrain:pretrain"),
     "sft": Verb("hepta.training.config:SftConfig", "hepta.training.sft:sft"),
+    "tune": Verb("hepta.training.config:TuneConfig", "hepta.training.tune:tune"),
+    "predict": Verb("hepta.evaluation.config:PredictConfig", "hepta.evaluation.predict:predict"),
     "eval": Verb("hepta.evaluation.config:EvalConfig", "hepta.evaluation.text:evaluate_text"),
     "generate": Verb("hepta.generation.config:GenerateConfig", "hepta.generation.generate:generate"),
     "chat": Verb("hepta.generation.config:ChatConfig", "hepta.generation.chat:chat"),

@@ -35,6 +35,8 @@ class Job:
     evaluate: Callable[[int | None], dict[str, Any]] | None = None  # None: a language model's scores on ``held_out``
     answer: Callable[[Sequence[Prompt]], list[str]] | None = None  # None: greedy continuations
     patience: int | None = None  # evaluations without a lower val_loss that end the run; the best weights are kept
+    by_epoch: bool = False  # evaluate where epochs end, unless ``eval.every`` says otherwise
+    describe: Callable[[dict[str, Any]], str] | None = None  # an evaluation row as one line; None: a language model's
 
 
 @dataclass

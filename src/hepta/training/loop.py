@@ -87,7 +87,7 @@ def _take_steps(run: Run, total: int, stop: Stop) -> None:
             skips = f"{state.guard.in_a_row} steps in a row had to be skipped ({result.skipped})"
             raise MachineError(f"step {state.step}: {skips}; try a lower lr")
         patient = job.patience is not None
-        if state.step % (config.eval.every or max(1, total // 10)) == 0 and (state.step < total or patient):
+        if run.evaluation_due:
             run.evaluate(config.eval.tokens)
         every = config.checkpoint.every
         due = state.step % every == 0 if every else time.monotonic() - saved_at > SAVE_SECONDS

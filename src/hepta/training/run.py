@@ -62,6 +62,7 @@ class Run:
             restore_optimizer(job.model, self.optimizer, self.checkpoint.optimizer_tensors())
             self.state = State.read(self.checkpoint.state, config.spike)
             say(f"{self.path}: going on from step {self.state.step}")
+        self.epoch_line = ""  # of an epoch that has just ended
         unfinished = stage.manifest is None and self.state.step == self.resolved.total_steps
         self.log = RunLog(self.path, self.state.step if self.checkpoint else -1, evaluated=not unfinished)
 
@@ -137,17 +138,32 @@ class Run:
         if result.skipped is not None:
             self._note_skip(result.skipped)
         last = state.step == self.resolved.total_steps
-        if (last or state.step * sequences // per_epoch > epoch) and state.epoch_weight:
+        ended = state.step * sequences // per_epoch > epoch
+        if (last or ended) and state.epoch_weight:
             mean, whole = state.epoch_loss / state.epoch_weight, int(row["epoch"])
-            part = row["epoch"] - whole if last else 0.0
-            say(
-                f"Epoch {whole + 1} ({part:.0%} of it)  loss {mean:.4f}"
-                if part
-                else f"Epoch {whole}  loss {mean:.4f}"
-            )
+            part = 0.0 if ended else row["epoch"] - whole
+            self.epoch_line = f"Epoch {whole + 1} ({part:.0%} of it)" if part else f"Epoch {whole}"
+            self.epoch_line += f"  loss {mean:.4f}"
+            if not self.evaluation_due:  # else it says both on one line
+                self._tell_epoch()
             self.log.metrics({"step": state.step, "epoch": row["epoch"], "epoch_loss": mean})
             state.epoch_loss, state.epoch_weight = 0.0, 0
         return row
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether this step is one of those after which held-out data are scored; the run's end has its own."""
+        step, total, every = self.state.step, self.resolved.total_steps, self.config.eval.every
+        if self.job.by_epoch and every is None:
+            due = bool(self.epoch_line)
+        else:
+            due = step % (every or max(1, total // 10)) == 0
+        return due and (step < total or self.job.patience is not None)
+
+    def _tell_epoch(self, more: str = "") -> None:
+        if line := "  ".join(part for part in (self.epoch_line, more) if part):
+            say(line)
+        self.epoch_line = ""
 
     def _documents(self, first: int, end: int) -> list[str]:
         return sorted({name for n in range(first, end) for name in self.job.train.where(n)})
@@ -177,7 +193,11 @@ class Run:
         if "val_loss" in row:
             self._remember(row["val_loss"])
             self.log.metrics(row)
-            say(describe_evaluation(row, job.model.config.vocab_size))
+            if job.describe:
+                told = ("" if self.epoch_line else f"step {row['step']}: ") + job.describe(row)
+            else:
+                told = describe_evaluation(row, job.model.config.vocab_size)
+            self._tell_epoch(told)
         texts = job.answer(job.prompts) if job.answer else answer(job.model, job.tokenizer, job.prompts)
         for prompt, text in zip(job.prompts, texts, strict=True):
             said = {"kind": prompt.kind, "lang": prompt.lang, "held_out": prompt.held_out}

@@ -1,0 +1,30 @@
+"""``hepta tune``: teach a model a task."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hepta.cli.command import ConfigFile, DryRun, Fresh, Json, Overrides, describe_keys, execute
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog=describe_keys("tune"))
+def tune(
+    overrides: Overrides = None,
+    task: Annotated[str | None, typer.Option(help="classify or regress")] = None,
+    model: Annotated[str | None, typer.Option(help="preset, model directory, run or catalogue name")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="CSV, JSON Lines …; may be given several times")] = None,
+    output: Annotated[Path | None, typer.Option(help="run directory")] = None,
+    config: ConfigFile = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    fresh: Fresh = None,
+) -> None:
+    """Teach a model to name a text's class, or a number, from a table; compared with simple baselines.
+
+    Example: hepta tune --task classify --model minilm-l6 --data my.csv --output out/run
+    """
+    options = {"task": task, "model": model, "data": data or None, "output": output, "fresh": fresh}
+    execute("tune", options, overrides, config, dry_run, as_json)
