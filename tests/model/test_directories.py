@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from hepta.config import HeptaError
 from hepta.model.config import ModelConfig
-from hepta.model.contract import template_contract
 from hepta.model.decoder import Decoder
 from hepta.model.families import PRESETS, from_hf, preset, to_hf
 from hepta.model.load import build_model, load_model, read_hepta_json, save_model
+from hepta.tokenizer.contract import read_specials
 from hepta.tokenizer.load import load_tokenizer
 
 TINY = ModelConfig(
@@ -202,8 +202,8 @@ def test_a_family_cannot_be_written_with_mathematics_transformers_would_not_comp
 def test_the_contract_kept_with_a_model_is_the_tokenizers_own(tokenizer_dir: Path, tmp_path: Path) -> None:
     """Trap S7: chat, serve, merge and export compare what they are given with this."""
     tokenizer = load_tokenizer(tokenizer_dir)
-    contract = template_contract(tokenizer_dir)
-    assert contract == {"size": tokenizer.size, **tokenizer.contract}
+    contract = read_specials(tokenizer_dir).contract()
+    assert contract == tokenizer.contract
     model = build_model("nano", tokenizer.padded_size, 0)
     save_model(model, tmp_path, tokenizer_dir)
     assert read_hepta_json(tmp_path)["template"] == contract
@@ -214,7 +214,7 @@ def test_the_contract_kept_with_a_model_is_the_tokenizers_own(tokenizer_dir: Pat
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     assert (config.bos_token_id, config.eos_token_id) == (tokenizer.bos_id, tokenizer.eos_id)
     shutil.copytree(tmp_path, tmp_path / "copy", ignore=shutil.ignore_patterns("copy"))
-    assert template_contract(tmp_path / "copy") == contract  # read again from a model directory
+    assert read_specials(tmp_path / "copy").contract() == contract  # read again from a model directory
 
 
 def test_a_tokenizer_with_more_ids_than_rows_is_refused(tokenizer_dir: Path, tmp_path: Path) -> None:

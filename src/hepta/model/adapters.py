@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hepta.config import HeptaError, nearest
-from hepta.model.contract import copy_tokenizer, template_contract
 from hepta.model.layers import Linear
 from hepta.model.load import ADAPTER, load_model, read_hepta_json, weight_files, write_safetensors
 from hepta.model.network import Network
 from hepta.stage import disk_errors, read_json, sha256_file, write_json
+from hepta.tokenizer.contract import copy_tokenizer, read_specials
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT's name for the wrapped model
@@ -178,7 +178,7 @@ def save_adapter(
     tensors |= {PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in (head or {}).items()}
     write_safetensors(tensors, target / ADAPTER_WEIGHTS)
     copy_tokenizer(base, target)
-    template = template_contract(base) if (base / "tokenizer.json").is_file() else {}
+    template = read_specials(base).contract() if (base / "tokenizer.json").is_file() else {}
     where = {"path": os.path.relpath(base.resolve(), target.resolve()), "weights_sha256": weights_sha256(base)}
     hepta = {"format": 1, "base": where, "provenance": provenance or {}, "template": template}
     write_json(target / "hepta.json", hepta)

@@ -17,12 +17,12 @@ from torch import Tensor
 from hepta.catalog.models import model_names, model_path
 from hepta.config import HeptaError
 from hepta.console import say
-from hepta.model.contract import copy_tokenizer, template_contract
 from hepta.model.families import PRESETS, from_hf, network_class, preset, to_hf
 from hepta.model.marian import generation_keys
 from hepta.model.network import Network
 from hepta.model.shape import Shape
 from hepta.stage import disk_errors, fsync_directory, read_json, write_json
+from hepta.tokenizer.contract import copy_tokenizer, read_specials
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -280,7 +280,7 @@ def save_model(
     config = model.config
     contract: dict[str, Any] = {}
     if tokenizer is not None:
-        contract = template_contract(Path(tokenizer))
+        contract = read_specials(Path(tokenizer)).contract()
         if contract["size"] > config.vocab_size:
             raise HeptaError(
                 f"{tokenizer}: has {contract['size']} ids, the model only {config.vocab_size} rows; "

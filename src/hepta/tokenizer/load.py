@@ -1,6 +1,5 @@
 """Load a tokenizer directory (ours or any Hugging Face one) and turn text and conversations into ids."""
 
-import shutil
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +11,12 @@ from tokenizers import Tokenizer as HfTokenizer
 from hepta.catalog.models import model_path
 from hepta.config import HeptaError
 from hepta.console import say
-from hepta.stage import digest_json, disk_errors, read_json, sha256_file
+from hepta.stage import digest_json, read_json
+from hepta.tokenizer.contract import copy_tokenizer, read_specials, vocabulary
 from hepta.tokenizer.encoding import is_structural, make_encoder
 from hepta.tokenizer.pattern import byte_alphabet
 from hepta.tokenizer.template import ChatTemplate, HistoryChanged, Message
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "</s>")
-DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 MOST_SPARE_ROWS = 1024  # models round their vocabulary up; the largest padding seen in the wild is some 400 rows
 
 
@@ -30,64 +27,33 @@ class Tokenizer:
         path: the directory it was loaded from.
         size: real ids; ``padded_size`` is the next multiple of 64, which is a model's vocabulary.
         bos_id, eos_id, pad_id: document ends and padding; where a foreign tokenizer has no BOS, bos is eos.
+        mask_id: of the token that stands for a hidden one; None where there is none.
         stop_ids: ids that end an answer, the end of a turn first.
         special_ids: ids that no plain text gives.
         sha256: of ``tokenizer.json``.
+        encoding_sha256: of what decides the ids of plain text: equal for tokenizers that differ in specials only.
         slow_reason: why text is encoded by the slower library; "" when it is not.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        file = path / "tokenizer.json"
-        spec = read_json(file)
-        if not isinstance(spec, dict) or "model" not in spec:
-            raise HeptaError(f"{file}: not a tokenizer.json (no key 'model')")
-        self.sha256 = sha256_file(file)
+        self._specials = read_specials(path)
+        spec = read_json(path / "tokenizer.json")
         added = spec.get("added_tokens", [])
-        self._specials = {token["content"]: token["id"] for token in added if is_structural(token)}
-        self.special_ids = {token["id"] for token in added if token.get("special")}
-        vocab = spec["model"].get("vocab", {})
-        entries = vocab.items() if isinstance(vocab, dict) else ((token, i) for i, (token, _) in enumerate(vocab))
-        self._tokens = {i: token for token, i in entries} | {token["id"]: token["content"] for token in added}
+        self._structural = {token["content"]: token["id"] for token in added if is_structural(token)}
+        self._tokens = {i: token for token, i in vocabulary(spec).items()} | {t["id"]: t["content"] for t in added}
         self._added_ids = {token["id"] for token in added}
-        self.size = max(self._tokens) + 1
-        self.padded_size = -(-self.size // 64) * 64
-        self._byte_level = "ByteLevel" in str(spec.get("decoder")) or "ByteLevel" in str(spec.get("pre_tokenizer"))
-        self._encoder, self.slow_reason = make_encoder(spec)
-        self._read_config()
-
-    def _read_config(self) -> None:
-        file = self.path / "tokenizer_config.json"
-        config = read_json(file) if file.is_file() else {}
-        keys = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token")
-        names = {key: _content(config.get(key)) for key in keys}
-        ends = [name for name in DOCUMENT_ENDS if name in self._specials]
-        eos = self._id(names["eos_token"]) if names["eos_token"] else (self._specials[ends[0]] if ends else None)
-        eos = self._id(names["sep_token"]) if eos is None else eos  # BERT's ends
-        if eos is None:
-            raise HeptaError(
-                f'{file}: names no eos_token, and none of {", ".join(DOCUMENT_ENDS)} exists; add "eos_token"'
-            )
-        self.eos_id: int = eos
-        bos, pad = self._id(names["bos_token"] or names["cls_token"]), self._id(names["pad_token"])
-        self.bos_id: int = eos if bos is None else bos
-        self.pad_id: int = eos if pad is None else pad
+        self.sha256, self.size = self._specials.sha256, self._specials.size
+        self.bos_id, self.eos_id, self.pad_id = self._specials.bos_id, self._specials.eos_id, self._specials.pad_id
+        self.mask_id, self.stop_ids = self._specials.mask_id, self._specials.stop_ids
+        self.special_ids = {token["id"] for token in added if token.get("special")}
         self.special_ids |= {self.bos_id, self.eos_id, self.pad_id}
-        self.template_source = _template_source(self.path, config)
-        template = self.template_source or ""
-        ends_of_turn = [self._specials[name] for name in TURN_ENDS if name in self._specials and name in template]
-        self.stop_ids: list[int] = list(dict.fromkeys([*ends_of_turn, *_generation_ends(self.path), self.eos_id]))
-        self._variables = {key: name for key, name in names.items() if name}
-
-    def _id(self, token: str | None) -> int | None:
-        if token is None:
-            return None
-        by_name = self._specials.get(token)
-        return by_name if by_name is not None else self._id_of_token.get(token)
-
-    @cached_property
-    def _id_of_token(self) -> dict[str, int]:
-        return {token: i for i, token in self._tokens.items()}
+        self.padded_size = -(-self.size // 64) * 64
+        self.template_source = self._specials.template
+        self.encoding_sha256 = digest_json({key: spec.get(key) for key in ("normalizer", "pre_tokenizer", "model")})
+        self._byte_level = "ByteLevel" in str(spec.get("decoder")) or "ByteLevel" in str(spec.get("pre_tokenizer"))
+        self._word_pieces = spec["model"].get("type") == "WordPiece"
+        self._encoder, self.slow_reason = make_encoder(spec)
 
     @cached_property
     def _template(self) -> ChatTemplate:
@@ -95,7 +61,7 @@ class Tokenizer:
             raise HeptaError(
                 f"{self.path}: has no chat template, so it cannot render conversations; use a chat model's tokenizer"
             )
-        return ChatTemplate(self.template_source, self._specials, self.stop_ids, self._variables, str(self.path))
+        return ChatTemplate(self.template_source, self._structural, self.stop_ids, self._specials.names, str(self.path))
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; text that spells a special token stays text, and nothing is put before or after it."""
@@ -148,6 +114,8 @@ class Tokenizer:
                 table.append(bytes(to_byte[c] for c in name))
             elif i not in self._added_ids and len(name) == 6 and name.startswith("<0x"):  # SentencePiece's byte tokens
                 table.append(bytes([int(name[3:5], 16)]))
+            elif i not in self._added_ids and self._word_pieces:  # BERT's: a piece inside a word begins with ##
+                table.append(name[2:].encode() if name.startswith("##") else f" {name}".encode())
             else:
                 table.append(name.replace("\u2581", " ").encode() if i not in self._added_ids else name.encode())
         return table
@@ -187,19 +155,11 @@ class Tokenizer:
     @property
     def contract(self) -> dict[str, Any]:
         """What training, chat and serving must agree on; the key of every cache of encoded conversations."""
-        return {
-            "tokenizer_sha256": self.sha256,
-            "template_sha256": digest_json(self.template_source),
-            "bos_id": self.bos_id, "eos_id": self.eos_id, "pad_id": self.pad_id, "stop_ids": self.stop_ids,
-        }  # fmt: skip
+        return self._specials.contract()
 
     def copy_to(self, directory: Path) -> None:
         """Copy the tokenizer's files into a model directory."""
-        with disk_errors(directory):
-            directory.mkdir(parents=True, exist_ok=True)
-            for name in FILES:
-                if (self.path / name).is_file() and (self.path / name).resolve() != (directory / name).resolve():
-                    shutil.copyfile(self.path / name, directory / name)
+        copy_tokenizer(self.path, directory)
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
@@ -250,22 +210,3 @@ def check_matches(tokenizer: Tokenizer, vocab_size: int, provenance: dict[str, A
             "this tokenizer does not belong to the model"
         )
 
-
-def _content(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _template_source(path: Path, config: dict[str, Any]) -> str | None:
-    file = path / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several named ones
-        return next((entry["template"] for entry in template if entry.get("name") == "default"), None)
-    return template
-
-
-def _generation_ends(path: Path) -> list[int]:
-    file = path / "generation_config.json"
-    ends = read_json(file).get("eos_token_id") if file.is_file() else None
-    return ends if isinstance(ends, list) else [] if ends is None else [ends]
