@@ -13,7 +13,11 @@ from hepta.generation.engine import Engine
 from hepta.model.cache import KVCache
 from hepta.model.config import ModelConfig
 from hepta.model.decoder import Decoder
+from hepta.model.families import network_class
+from hepta.model.learned import BertShape, GPT2Shape
 from hepta.model.load import load_model, save_model
+from hepta.model.network import Network
+from hepta.model.shape import Shape
 from hepta.tokenizer.load import Tokenizer, load_tokenizer
 
 FAMILIES = {
@@ -28,14 +32,16 @@ FAMILIES = {
     "biases, untied": ModelConfig(
         vocab_size=640, hidden_size=64, intermediate_size=96, num_layers=3, num_heads=4, num_kv_heads=4,
         head_dim=16, family="qwen2", attention_bias=True, tied=False),
+    "gpt2": GPT2Shape(
+        vocab_size=640, hidden_size=64, intermediate_size=96, num_layers=3, num_heads=4, max_positions=128),
 }  # fmt: skip
 LONG = "A long prompt, much longer than the others, about a river in the north."
 TEXTS = ["The", "今天天气怎么样？我们去", LONG, "第三回", "It"]
 
 
-def noisy(config: ModelConfig, scale: float = 0.15) -> Decoder:
+def noisy(config: Shape, scale: float = 0.15) -> Network:
     """Random weights large enough that every detail of attention decides the next token."""
-    model, generator = Decoder(config), torch.Generator().manual_seed(11)
+    model, generator = network_class(config)(config), torch.Generator().manual_seed(11)
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -138,6 +144,22 @@ def test_greedy_tokens_are_those_of_transformers(
         if ours.finish_reason == "stop":  # transformers took the stop ids from generation_config.json
             assert expected.pop() in tokenizer.stop_ids
         assert ours.ids == expected
+
+
+def test_learned_positions_end_a_text(tokenizer: Tokenizer, prompts: list[list[int]]) -> None:
+    model = noisy(FAMILIES["gpt2"].replace(max_positions=30))
+    short, long = prompts[0], (prompts[2] * 9)[:29]
+    some = Engine(model, tokenizer).generate([short, long], max_new_tokens=90, stop_ids=[])
+    assert [len(prompt) + len(one.ids) for prompt, one in zip([short, long], some, strict=True)] == [30, 30]
+    assert [one.finish_reason for one in some] == ["length", "length"]
+    with pytest.raises(HeptaError, match="prompt 1: has 30 tokens, the model reads 30; shorten it"):
+        Engine(model, tokenizer).generate([(prompts[2] * 9)[:30]])
+
+
+def test_a_masked_model_is_refused_with_the_verb_that_fits(tokenizer: Tokenizer) -> None:
+    shape = BertShape(vocab_size=640, hidden_size=32, intermediate_size=48, num_layers=1, num_heads=2)
+    with pytest.raises(HeptaError, match="does not continue text; fill its masks with hepta generate --fill"):
+        Engine(noisy(shape), tokenizer)
 
 
 def test_sampling_depends_on_the_requests_seed_alone(tokenizer: Tokenizer, prompts: list[list[int]]) -> None:

@@ -144,7 +144,7 @@ def test_mistakes_are_one_line_with_exit_code_2(cli: Cli, model_dir: Path, tmp_p
         return lines[0]
 
     assert "no such directory" in refused("generate", "--model", tmp_path / "none", "--prompt", "a")
-    assert "key 'prompt' is missing" in refused("generate", "--model", model_dir)
+    assert "give --prompt to continue a text, or --fill" in refused("generate", "--model", model_dir)
     assert "did you mean 'temperature'" in refused("generate", "--model", model_dir, "--prompt", "a", "temprature=1")
     assert "top_p" in refused("generate", "--model", model_dir, "--prompt", "a", "top_p=1.5")
 

@@ -14,7 +14,8 @@ app = typer.Typer(add_completion=False)
 def pretrain(
     overrides: Overrides = None,
     data: Annotated[Path | None, typer.Option(help="token shards (hepta tokens build)")] = None,
-    model: Annotated[str | None, typer.Option(help="preset (nano … 7b) or model directory")] = None,
+    model: Annotated[str | None, typer.Option(help="preset (nano … 7b, gpt2-nano, bert-nano) or directory")] = None,
+    objective: Annotated[str | None, typer.Option(help="causal (next token) or masked (BERT)")] = None,
     output: Annotated[Path | None, typer.Option(help="run directory")] = None,
     config: ConfigFile = None,
     dry_run: DryRun = False,
@@ -23,8 +24,9 @@ def pretrain(
 ) -> None:
     """Train a language model from token shards; repeat the command to go on after a stop.
 
-    Example: hepta pretrain --data out/tokens --model nano --output out/base minutes=5
-    """
+    Examples:  hepta pretrain --data out/tokens --model nano --output out/base minutes=5
 
-    options = {"data": data, "model": model, "output": output, "fresh": fresh}
+    hepta pretrain --data out/tokens --objective masked --output out/bert minutes=5
+    """
+    options = {"data": data, "model": model, "objective": objective, "output": output, "fresh": fresh}
     execute("pretrain", options, overrides, config, dry_run, as_json)

@@ -152,7 +152,7 @@ def _score_batch(model: Any, windows: list[Window], framed: list[list[int]], dev
     return model(inputs.to(device), head=lambda hidden, head, bias: token_losses(hidden, head, labels, bias))
 
 
-def _encode(documents: list[Document], tokenizer: Encoder, vocabulary: int) -> list[list[int]]:
+def encode_framed(documents: list[Document], tokenizer: Encoder, vocabulary: int) -> list[list[int]]:
     """Each document's ids between its bos and its eos."""
     encoded = tokenizer.encode_batch([document.text for document in documents])
     highest = max((max(ids) for ids in encoded if ids), default=0)
@@ -189,7 +189,7 @@ def score_documents(
         kept = [document for document in buffer if document.text]
         for document in buffer:
             found[document.lang, document.source].empty += not document.text
-        framed = _encode(kept, tokenizer, model.output_weight.shape[0])
+        framed = encode_framed(kept, tokenizer, model.output_weight.shape[0])
         windows = [w for number, ids in enumerate(framed) for w in cut_windows(len(ids), length, number)]
         windows.sort(key=lambda window: window.length)  # rows of about one length: little padding
         sums = [Totals() for _ in kept]

@@ -14,11 +14,13 @@ from hepta.catalog.documents import Document, iter_documents
 from hepta.config import HeptaError, read_yaml
 from hepta.console import progress, say
 from hepta.evaluation.config import EvalConfig
+from hepta.evaluation.masked import only_masked, score_masked
 from hepta.evaluation.perplexity import Scores, Totals, score_documents, scores
 from hepta.stage import claim, digest_json, read_json, write_json
 
 VERSION = 1
 LONGEST_DEFAULT = 2048
+MASKED_NOTE = "tokens, nats and top-1 are of masked words, 15 % of the text, seen from both sides: no bits per byte"
 
 
 @dataclass
@@ -95,6 +97,10 @@ def load_pair(model: str, tokenizer: Path | None, precision: str, device: str) -
     decoder = load_model(directory, torch.bfloat16 if precision == "bf16" else torch.float32, device)
     known = read_hepta_json(directory)
     check_matches(words, decoder.config.vocab_size, known.get("template"))
+    if decoder.config.kind == "translation":
+        raise HeptaError(f"{model}: is a translator; hepta tune scored it on held-out pairs, hepta predict translates")
+    if decoder.config.kind == "masked" and words.mask_id is None:
+        raise HeptaError(f"{place}: names no mask_token, so the model cannot be asked about masked words")
     length = trained_length(directory, known) or min(decoder.config.max_positions, LONGEST_DEFAULT)
     return decoder, words, length
 
@@ -124,12 +130,15 @@ def measure(config: EvalConfig) -> EvalResult:
     """Score a model on text; writes nothing."""
     started = time.monotonic()
     decoder, tokenizer, trained = load_pair(config.model, config.tokenizer, config.precision, config.device)
-    length = config.sequence_length or trained
+    length, masked = config.sequence_length or trained, decoder.config.kind == "masked"
+    if decoder.config.longest is not None and length > decoder.config.longest:
+        raise HeptaError(f"sequence_length {length}: {config.model} reads at most {decoder.config.longest} tokens")
     count = _count(config)
     meters: dict[str, XzMeter] = defaultdict(XzMeter)
     with progress("eval", count, "documents") as bar:
         documents = islice(iter_documents(config.text, config.split), config.max_documents)
-        found = score_documents(decoder, tokenizer, _metered(documents, meters, bar), length, config.batch_tokens)
+        score = score_masked if masked else score_documents
+        found = score(decoder, tokenizer, _metered(documents, meters, bar), length, config.batch_tokens)
     languages: dict[str, Totals] = defaultdict(Totals)
     whole = Totals()
     for (lang, _), totals in sorted(found.items()):
@@ -137,14 +146,19 @@ def measure(config: EvalConfig) -> EvalResult:
         whole.add(totals)
     bits = {lang: meter.finish() for lang, meter in meters.items()}
     shape = decoder.config
+
+    def named(totals: Totals, xz_bits: float | None = None) -> Scores:
+        found = scores(totals, xz_bits / totals.bytes if xz_bits and totals.bytes else None)
+        return only_masked(found) if masked else found
+
     return EvalResult(
         model=config.model, text=str(config.text), split=config.split, parameters=shape.num_parameters,
-        vocabulary=shape.vocab_size, sequence_length=length - length % 2, precision=config.precision,
-        uniform_loss=math.log(shape.vocab_size),
-        total=scores(whole, sum(bits.values()) / whole.bytes if whole.bytes else None),
-        by_language={k: scores(v, bits[k] / v.bytes if v.bytes else None) for k, v in languages.items()},
-        by_source={f"{lang}/{source}": scores(totals) for (lang, source), totals in sorted(found.items())},
-        notes=_notes(whole, length), seconds=round(time.monotonic() - started, 2),
+        vocabulary=shape.vocab_size, sequence_length=length if masked else length - length % 2,
+        precision=config.precision, uniform_loss=math.log(shape.vocab_size),
+        total=named(whole, sum(bits.values())), by_language={k: named(v, bits[k]) for k, v in languages.items()},
+        by_source={f"{lang}/{source}": named(totals) for (lang, source), totals in sorted(found.items())},
+        notes=[MASKED_NOTE, *_notes(whole, 0)] if masked else _notes(whole, length),
+        seconds=round(time.monotonic() - started, 2),
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """Keys of ``generate`` and ``chat`` (no torch here)."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from hepta.config import Config, identity, input_path, operational
 
@@ -36,13 +36,21 @@ class SamplingConfig(Config):
 class GenerateConfig(SamplingConfig):
     """Continue prompts."""
 
-    prompt: list[str] = identity(doc="text to continue; several are computed together", min_length=1)
+    prompt: list[str] = identity([], "text to continue; several are computed together")
+    fill: list[str] = identity([], "text with [MASK] where a masked model is to say what was there")
+    best: int = identity(5, "fill: guesses shown for each mask", ge=1)
     batch_size: int = operational(32, "most prompts computed together", ge=1)
 
-    @field_validator("prompt", mode="before")
+    @field_validator("prompt", "fill", mode="before")
     @classmethod
-    def _one_prompt(cls, value: Any) -> Any:
+    def _one_text(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_task(self) -> Self:
+        if bool(self.prompt) == bool(self.fill):
+            raise ValueError("give --prompt to continue a text, or --fill for a text with [MASK]")
+        return self
 
 
 class ChatConfig(SamplingConfig):

@@ -16,6 +16,12 @@ from hepta.model.network import Cache, Network, unembed
 FinishReason = Literal["stop", "length"]
 
 
+OTHER_VERBS = {
+    "masked": "a masked model does not continue text; fill its masks with hepta generate --fill",
+    "translation": "a translator does not continue text; translate with hepta predict",
+}
+
+
 class Vocabulary(Protocol):
     """What the engine needs of a tokenizer."""
 
@@ -48,13 +54,14 @@ class _Request:
     """A prompt on its way: its completion so far, its text stream, its own random numbers."""
 
     prompt: list[int]
+    limit: int  # most ids generated
     text: TextStream
     generator: torch.Generator
     done: bool = False
     piece: str = ""  # text that became certain in the last step
     completion: Completion = field(default_factory=Completion)
 
-    def take(self, token: int, logprob: float, stop_ids: set[int], max_new_tokens: int) -> None:
+    def take(self, token: int, logprob: float, stop_ids: set[int]) -> None:
         """Add a token, and finish at a stop id, a stop string or the length."""
         completion = self.completion
         self.piece = ""
@@ -66,7 +73,7 @@ class _Request:
             self.piece = self.text.push(token)
             if self.text.stopped:
                 self.done, completion.finish_reason = True, "stop"
-            elif len(completion.ids) >= max_new_tokens:
+            elif len(completion.ids) >= self.limit:
                 self.done = True
         if self.done:
             self.piece += self.text.finish()
@@ -87,6 +94,8 @@ class Engine:
 
     def __init__(self, model: Network, tokenizer: Vocabulary, batch_size: int = 32) -> None:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        if model.config.kind != "causal":
+            raise HeptaError(OTHER_VERBS[model.config.kind])
         if tokenizer.size > model.config.vocab_size:
             raise HeptaError(
                 f"the tokenizer has {tokenizer.size} ids, the model {model.config.vocab_size} rows; "
@@ -170,7 +179,11 @@ class Engine:
             if wrong := [i for i in ids if not 0 <= i < self.model.config.vocab_size]:
                 raise HeptaError(f"prompt {number}: id {wrong[0]} is outside the vocabulary of {self.tokenizer.size}")
             generator = torch.Generator().manual_seed(own)
-            requests.append(_Request(ids, TextStream(self.tokenizer.token_bytes, stop), generator))
+            longest = self.model.config.longest
+            if longest is not None and len(ids) >= longest:
+                raise HeptaError(f"prompt {number}: has {len(ids)} tokens, the model reads {longest}; shorten it")
+            limit = max_new_tokens if longest is None else min(max_new_tokens, longest - len(ids))
+            requests.append(_Request(ids, limit, TextStream(self.tokenizer.token_bytes, stop), generator))
         return requests
 
     def _run(
@@ -190,7 +203,7 @@ class Engine:
                 logits = self._logits(ids, positions, cache)
                 tokens, logprobs = _choose(logits, live, sampling, banned)
             for request, token, logprob in zip(live, tokens, logprobs, strict=True):
-                request.take(token, logprob, stops, max_new_tokens)
+                request.take(token, logprob, stops)
             yield
             for row in reversed([i for i, request in enumerate(live) if request.done]):
                 cache.drop(row)

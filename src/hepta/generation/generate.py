@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from hepta.console import say
 from hepta.generation.config import GenerateConfig
+from hepta.generation.fill import FillResult, fill
 from hepta.generation.opening import open_model
 
 
@@ -29,8 +30,8 @@ class GenerateResult:
     seconds: float
 
 
-def generate(config: GenerateConfig) -> GenerateResult:
-    """Continue every prompt of ``config``.
+def generate(config: GenerateConfig) -> GenerateResult | FillResult:
+    """Continue every prompt of ``config``, or fill its masks.
 
     A prompt is read as the beginning of a document: the tokenizer's BOS, then its text. Text that spells a
     special token stays text (trap G10).
@@ -38,6 +39,8 @@ def generate(config: GenerateConfig) -> GenerateResult:
     Raises:
         HeptaError: no such model, or a tokenizer that does not belong to it.
     """
+    if config.fill:
+        return fill(config)
     opened = open_model(config, config.batch_size)
     prompts = [[opened.tokenizer.bos_id, *opened.tokenizer.encode(prompt)] for prompt in config.prompt]
     started = time.monotonic()

@@ -10,6 +10,7 @@ from hepta.console import warn
 from hepta.generation.config import SamplingConfig
 from hepta.generation.engine import Engine
 from hepta.model.load import load_model, read_hepta_json, resolve_model
+from hepta.model.network import Network
 from hepta.tokenizer.load import Tokenizer, check_matches, load_tokenizer
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -25,7 +26,7 @@ class Opened:
 
 
 def open_model(config: SamplingConfig, batch_size: int = 32, chat: bool = False) -> Opened:
-    """Load model and tokenizer.
+    """Load a model that continues text, and its tokenizer.
 
     Args:
         config: names the directory and the precision.
@@ -41,11 +42,21 @@ def open_model(config: SamplingConfig, batch_size: int = 32, chat: bool = False)
     trained = known.get("template") or {}
     if chat:
         _check_chat(directory, tokenizer, trained, known.get("provenance") or {})
+    network = open_network(config, directory, tokenizer)
+    return Opened(Engine(network, tokenizer, batch_size), tokenizer, directory)
+
+
+def open_network(config: SamplingConfig, directory: Path, tokenizer: Tokenizer) -> Network:
+    """Load a model and check that the tokenizer is its own.
+
+    Raises:
+        HeptaError: an unreadable model, a tokenizer that does not belong to it.
+    """
     if config.threads:
         torch.set_num_threads(config.threads)
-    model = load_model(directory, PRECISIONS[config.precision])
-    check_matches(tokenizer, model.config.vocab_size, trained)
-    return Opened(Engine(model, tokenizer, batch_size), tokenizer, directory)
+    network = load_model(directory, PRECISIONS[config.precision])
+    check_matches(tokenizer, network.config.vocab_size, read_hepta_json(directory).get("template"))
+    return network
 
 
 def _check_chat(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hepta.config import HeptaError
-from hepta.stage import digest_json, disk_errors, read_json, sha256_file
+from hepta.stage import digest_json, disk_errors, read_json, sha256_file, write_json
 from hepta.tokenizer.encoding import is_structural
 
 FILES = (
@@ -15,6 +15,7 @@ FILES = (
 )  # fmt: skip
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "</s>")
 DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
+MASK = "[MASK]"
 NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 
 
@@ -99,6 +100,27 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             if (source / name).is_file() and (source / name).resolve() != (target / name).resolve():
                 (target / name).unlink(missing_ok=True)  # it may be a hard link into another model
                 shutil.copyfile(source / name, target / name)
+
+
+def add_mask(source: Path, target: Path) -> None:
+    """Copy a tokenizer and give it ``[MASK]``, with the next free id, as its mask token.
+
+    Raises:
+        HeptaError: it has a token of that name already, which is not its mask token.
+    """
+    specials = read_specials(source)
+    copy_tokenizer(source, target)
+    if specials.mask_id is not None:
+        return
+    spec, file = read_json(target / "tokenizer.json"), target / "tokenizer_config.json"
+    if MASK in vocabulary(spec) or any(token["content"] == MASK for token in spec.get("added_tokens", [])):
+        raise HeptaError(f"{source}: {MASK} is a token but not the mask token; name it mask_token in {file.name}")
+    token = {"id": specials.size, "content": MASK, "special": True}
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    spec["added_tokens"] = [*spec.get("added_tokens", []), {**token, **plain}]
+    config = read_json(file) if file.is_file() else {}
+    write_json(target / "tokenizer.json", spec)
+    write_json(file, {**config, "mask_token": MASK})
 
 
 def _content(token: Any) -> str | None:

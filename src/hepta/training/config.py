@@ -94,7 +94,12 @@ class PretrainConfig(TrainingConfig):
     """Train a language model from token shards."""
 
     data: Path = input_path(doc="token shards (hepta tokens build)")
-    model: str = input_path("nano", doc="preset (nano, micro, mini, small, 1b, 7b) or model directory to go on from")
+    objective: Literal["causal", "masked"] = identity(
+        "causal", "predict the next token, or masked words from both sides (BERT)"
+    )
+    model: str = input_path(
+        "auto", doc="preset (nano … 7b, gpt2-nano, bert-nano) or directory to go on from; auto: nano or bert-nano"
+    )
     document_mask: bool = identity(True, "tokens see their own document only")
 
 

@@ -13,12 +13,15 @@ from hepta.model.history import NGRAM_PRESETS
 from hepta.model.load import build_model, read_hepta_json, read_tensors, resolve_model, save_model
 from hepta.model.network import Network
 from hepta.objectives.causal import Causal
+from hepta.planning.plan import read_shape
 from hepta.stage import claim, read_manifest
-from hepta.tokenizer.load import check_matches, load_tokenizer
+from hepta.tokenizer.contract import add_mask
+from hepta.tokenizer.load import Tokenizer, check_matches, load_tokenizer
 from hepta.training.config import PretrainConfig
 from hepta.training.counting import count
 from hepta.training.job import Job, withdraw_if_refused
 from hepta.training.loop import train
+from hepta.training.masked import mask
 from hepta.training.resolve import automatic_lr
 from hepta.training.result import TrainingResult, already_done, finish
 from hepta.training.samples import completion_prompts
@@ -60,27 +63,64 @@ def pretrain(config: PretrainConfig) -> TrainingResult:
 
 
 def _prepare(config: PretrainConfig, manifest: dict[str, Any]) -> tuple[Job, TokenOrder]:
-    tokenizer_dir = config.data / "tokenizer"
+    tokenizer_dir, masked = config.data / "tokenizer", config.objective == "masked"
+    name = config.model if config.model != "auto" else "bert-nano" if masked else "nano"
+    _check_shape(config, name)
+    if masked:
+        tokenizer_dir = _masked_tokenizer(config, name)
     tokenizer = load_tokenizer(tokenizer_dir)
-    T, seed, mask = config.sequence_length, config.seed, config.document_mask
-    order = TokenOrder(config.data, "train", T, seed, document_mask=mask)
-    some = manifest["facts"]["splits"].get("val", {}).get("tokens", 0) > 0
-    held_out = TokenOrder(config.data, "val", T, seed, document_mask=mask) if some else None
-    if held_out is None:
-        warn(f"{config.data}: nothing is held out (split val is empty), so this run has no validation loss")
-    fresh = config.model in PRESETS
-    model = build_model(config.model, tokenizer.padded_size, config.seed)
-    if not fresh:
-        known = read_hepta_json(resolve_model(config.model))
-        check_matches(tokenizer, model.config.vocab_size, known.get("template"))
+    model = build_model(name, tokenizer.padded_size, config.seed)
+    _check_tokenizer(config, name, model, tokenizer)
+    train_order, held_out = _orders(config, manifest)
     provenance = {
-        "verb": "pretrain", "model": config.model, "data": manifest["digest"], "seed": seed, "sequence_length": T,
+        "verb": "pretrain", "objective": config.objective, "model": name, "data": manifest["digest"],
+        "seed": config.seed, "sequence_length": config.sequence_length,
     }  # fmt: skip
     job = Job(
-        verb="pretrain", model=model, tokenizer=tokenizer, train=order, held_out=held_out,
-        prompts=completion_prompts(config.sample_prompts, tokenizer),
-        lr=automatic_lr(model.config) * (1.0 if fresh else 0.2),
+        verb="pretrain", model=model, tokenizer=tokenizer, train=train_order, held_out=held_out,
+        prompts=[] if masked else completion_prompts(config.sample_prompts, tokenizer),
+        lr=automatic_lr(model.config) * (1.0 if name in PRESETS else 0.2),
         save=lambda place, dtype: save_model(model, place, tokenizer_dir, dtype, provenance),
         restore=lambda place: restore_weights(model, place), objective=Causal(config.z_loss),
     )  # fmt: skip
-    return job, order
+    if masked:
+        mask(job, config.seed, config.sample_prompts)
+    return job, train_order
+
+
+def _masked_tokenizer(config: PretrainConfig, name: str) -> Path:
+    """The directory of the tokens' tokenizer with a mask token: a model's own, or made in the run."""
+    if name not in PRESETS:
+        return resolve_model(name)
+    target = config.output / "tokenizer"
+    add_mask(config.data / "tokenizer", target)
+    return target
+
+
+def _check_shape(config: PretrainConfig, name: str) -> None:
+    """Refuse a model that predicts something else or reads shorter texts."""
+    shape = read_shape(name if name in PRESETS else str(resolve_model(name)))
+    kind, length, longest = shape.kind, config.sequence_length, shape.longest
+    if kind != config.objective:
+        raise HeptaError(f"model {name}: is {kind}; pretrain it with --objective {kind}, or choose another model")
+    if longest is not None and length > longest:
+        raise HeptaError(f"model {name}: reads at most {longest} tokens, sequence_length is {length}; lower it")
+
+
+def _check_tokenizer(config: PretrainConfig, name: str, model: Any, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer that is not the model's, or tokens that were made with another."""
+    if name not in PRESETS:
+        known = read_hepta_json(resolve_model(name))
+        check_matches(tokenizer, model.config.vocab_size, known.get("template"))
+    words = load_tokenizer(config.data / "tokenizer")
+    if words.encoding_sha256 != tokenizer.encoding_sha256:
+        raise HeptaError(f"{config.data}: made with another tokenizer than the model's; build the tokens with {name}")
+
+
+def _orders(config: PretrainConfig, manifest: dict[str, Any]) -> tuple[TokenOrder, TokenOrder | None]:
+    T, seed, mask = config.sequence_length, config.seed, config.document_mask
+    order = TokenOrder(config.data, "train", T, seed, document_mask=mask)
+    if manifest["facts"]["splits"].get("val", {}).get("tokens", 0):
+        return order, TokenOrder(config.data, "val", T, seed, document_mask=mask)
+    warn(f"{config.data}: nothing is held out (split val is empty), so this run has no validation loss")
+    return order, None

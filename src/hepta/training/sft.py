@@ -134,6 +134,9 @@ def sft(config: SftConfig) -> TrainingResult:
 def _prepare(config: SftConfig, base: Path, digest: str) -> tuple[Job, SftOrder, SftOrder | None]:
     tokenizer = load_tokenizer(base)
     model = load_model(base)
+    if model.config.kind != "causal":
+        kind = model.config.kind
+        raise HeptaError(f"{base}: a {kind} model does not hold conversations; sft wants one that predicts next tokens")
     check_matches(tokenizer, model.config.vocab_size, read_hepta_json(base).get("template"))
     order, held_out = _orders(config, tokenizer)
     provenance = {
