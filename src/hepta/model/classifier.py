@@ -25,13 +25,13 @@ from hepta.model.adapters import (
     read_adapter,
     save_adapter,
 )  # fmt: skip
-from hepta.model.contract import copy_tokenizer, template_contract
 from hepta.model.families import FAMILIES, PRESETS, from_hf, network_class, preset, to_hf
 from hepta.model.layers import Linear, keyed_normal
 from hepta.model.load import ADAPTER, assign, load_model, read_config, read_hepta_json, resolve_model, save_model
 from hepta.model.network import Network, Stored
 from hepta.model.shape import Shape
 from hepta.stage import read_json, write_json
+from hepta.tokenizer.contract import copy_tokenizer, read_specials
 
 SUFFIX = "ForSequenceClassification"
 _ENDS = re.compile(r"(ForCausalLM|LMHeadModel|ForMaskedLM|ForPreTraining|Model)$")
@@ -264,7 +264,8 @@ def save_classifier_adapter(
     save_adapter(classifier.network, directory, base, provenance, stored)
     target = Path(directory)
     copy_tokenizer(tokenizer, target)
-    known = {**read_hepta_json(target), "task": asdict(classifier.task), "template": template_contract(tokenizer)}
+    contract = read_specials(tokenizer).contract()
+    known = {**read_hepta_json(target), "task": asdict(classifier.task), "template": contract}
     write_json(target / "hepta.json", known)
 
 

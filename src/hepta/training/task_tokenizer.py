@@ -8,10 +8,10 @@ from typing import Any
 from hepta.config import HeptaError
 from hepta.console import say
 from hepta.model.classifier import read_body_shape
-from hepta.model.contract import copy_tokenizer, template_contract
 from hepta.model.families import PRESETS, preset
 from hepta.model.load import resolve_model
 from hepta.stage import atomic_directory, write_json
+from hepta.tokenizer.contract import copy_tokenizer, read_specials
 from hepta.tokenizer.train import tokenizer_config, train_bpe
 from hepta.training.config import TuneConfig
 
@@ -59,7 +59,7 @@ def _frame(folder: Path) -> None:
     spec: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if (spec.get("post_processor") or {}).get("type") in ("TemplateProcessing", "BertProcessing", "RobertaProcessing"):
         return
-    first = template_contract(folder)["bos_id"]
+    first = read_specials(folder).bos_id
     name = next(token["content"] for token in spec["added_tokens"] if token["id"] == first)
     special, text = {"SpecialToken": {"id": name, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
     second = {"Sequence": {"id": "B", "type_id": 1}}
