@@ -98,6 +98,24 @@ def test_minilm_finds_the_sentence_of_the_same_meaning():
     assert mean[0] @ mean[2] < 0.2
 
 
+def test_our_bert_computes_what_transformers_does_with_minilm():
+    """Hidden states of a padded batch to 1e-4, ids of both languages, and the file written back."""
+    from transformers import AutoModel, AutoTokenizer
+
+    place = model_path("minilm-l6")
+    theirs, their_tokenizer = AutoModel.from_pretrained(place).eval(), AutoTokenizer.from_pretrained(place)
+    ours, tokenizer = hepta.load_model(place), hepta.load_tokenizer(place)
+    for text in TEXTS:
+        assert tokenizer.encode(text) == their_tokenizer(text, add_special_tokens=False)["input_ids"]
+    batch = their_tokenizer(TEXTS, padding=True, return_tensors="pt")
+    real = batch["attention_mask"] == 1
+    with torch.no_grad():
+        expected = theirs(**batch).last_hidden_state
+        found = ours.body(batch["input_ids"], segment_ids=1 - batch["attention_mask"])
+    assert (found - expected)[real].abs().max() < 1e-4
+    assert expected[real].abs().max() > 1
+
+
 def test_reviews_are_as_packaged_duplicates_included():
     rows = [json.loads(line) for line in dataset_path("reviews-zh").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 35123

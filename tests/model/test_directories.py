@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from hepta.config import HeptaError
 from hepta.model.config import ModelConfig
 from hepta.model.decoder import Decoder
-from hepta.model.families import PRESETS, from_hf, preset, to_hf
+from hepta.model.families import PRESETS, from_hf, network_class, preset, to_hf
 from hepta.model.load import build_model, load_model, read_hepta_json, save_model
 from hepta.tokenizer.contract import read_specials
 from hepta.tokenizer.load import load_tokenizer
@@ -197,6 +197,19 @@ def test_a_family_cannot_be_written_with_mathematics_transformers_would_not_comp
     ):  # fmt: skip
         with pytest.raises(HeptaError, match="model config"):
             to_hf(TINY.replace(**changes))
+
+
+@pytest.mark.parametrize("name", ["gpt2-small", "bert-base", "gpt2-nano", "bert-nano"])
+def test_textbook_presets_have_the_parameters_of_transformers_classes(name: str) -> None:
+    """GPT-2 small has 124,439,808 parameters."""
+    shape = preset(name)
+    config = transformers.AutoConfig.for_model(**to_hf(shape))
+    with torch.device("meta"):
+        loader = transformers.AutoModelForMaskedLM if "bert" in name else transformers.AutoModelForCausalLM
+        theirs = loader.from_config(config)
+        ours = network_class(shape)(shape)
+    assert shape.num_parameters == theirs.num_parameters() == sum(p.numel() for p in ours.parameters())
+    assert name != "gpt2-small" or shape.num_parameters == 124_439_808
 
 
 def test_the_contract_kept_with_a_model_is_the_tokenizers_own(tokenizer_dir: Path, tmp_path: Path) -> None:
