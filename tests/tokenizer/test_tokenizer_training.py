@@ -14,7 +14,7 @@ from hepta.config import HeptaError
 from hepta.tokenizer import train as training
 from hepta.tokenizer.config import TokenizerConfig, TokenizerReportConfig
 from hepta.tokenizer.load import check_matches, load_tokenizer
-from hepta.tokenizer.pattern import HAN_RUN, split_pattern
+from hepta.tokenizer.pattern import HAN_RUN, byte_alphabet, split_pattern
 from hepta.tokenizer.report import report_tokenizer, show_report
 from hepta.tokenizer.train import VERSION, train_bpe, train_tokenizer
 
@@ -221,6 +221,23 @@ def test_foreign_tokenizers_give_the_ids_of_transformers(family, english, chines
         if family != "metaspace":
             assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.eos_id not in tokenizer.encode("x<|endoftext|>y")  # trap K3
+
+
+def test_bytes_that_a_vocabulary_lacks_are_left_out_as_transformers_leaves_them_out(english, tmp_path):
+    """SmolLM2's has no token for 21 bytes, U+0004 and the first of many rare characters among them."""
+    transformers = pytest.importorskip("transformers")
+
+    hf, trainer = byte_level(None, pre_tokenizers.Digits(individual_digits=True))
+    lacking = {byte_alphabet()[byte] for byte in (0x04, 0x1D, 0xF1, 0xC0)}
+    trainer.initial_alphabet = [c for c in trainer.initial_alphabet if c not in lacking]
+    hf.train_from_iterator(english[:100], trainer)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=hf, eos_token="<|endoftext|>").save_pretrained(tmp_path / "t")
+    tokenizer, auto = load_tokenizer(tmp_path / "t"), transformers.AutoTokenizer.from_pretrained(tmp_path / "t")
+    assert tokenizer.slow_reason == ""
+    texts = ["plain", "a\x04b", "!\x04!!\x1d?", "\U00050000 far \U00050000", *english[100:110]]
+    expected = [auto.encode(text, add_special_tokens=False) for text in texts]
+    assert [tokenizer.encode(text) for text in texts] == expected
+    assert tokenizer.encode_batch(texts) == expected
 
 
 def test_the_command_line_trains_and_reports(cli, folder, tmp_path):

@@ -20,6 +20,7 @@ from hepta.tokenizer.pattern import byte_alphabet, byte_level_pattern
 LONG_BLANK = 20_000  # whitespace characters in a row; fancy-regex overflows its stack somewhere above 100,000
 _STRIDE = 1000  # a long blank covers this many samples in a row, which is far faster to look for
 _SAMPLED_BLANK = re.compile(rf"\s{{{LONG_BLANK // _STRIDE}}}")
+_NO_TOKEN = 2**32 - 1  # in place of the id of a byte that a vocabulary lacks (SmolLM2's lacks 21, all rare)
 _BREAK = "<|hepta-document-break|>"  # between documents encoded in one call; its rank never leaves this file
 
 SAMPLE = (
@@ -72,6 +73,7 @@ class FastEncoder:
             raise ValueError("its splitting cannot be said in one pattern")
         self._nfc = (spec.get("normalizer") or {}).get("type") == "NFC"
         ranks, self._ids = _ranks(spec)
+        self._lacks_bytes = self._ids is not None and bool((self._ids == _NO_TOKEN).any())
         self._encoding = tiktoken.Encoding(
             "hepta", pat_str=pattern, mergeable_ranks=ranks, special_tokens={_BREAK: len(ranks)}
         )
@@ -89,7 +91,13 @@ class FastEncoder:
             if type(error).__name__ != "PanicException":
                 raise
             return self._slow.encode(text)
-        return ranks if self._ids is None else self._ids[ranks]
+        return self._ids_of(ranks, text)
+
+    def _ids_of(self, ranks: np.ndarray, text: str) -> np.ndarray:
+        if self._ids is None:
+            return ranks
+        ids = self._ids[ranks]
+        return self._slow.encode(text) if self._lacks_bytes and (ids == _NO_TOKEN).any() else ids
 
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
         """``encode`` of each text, in one call that holds no lock, so that threads do not wait for each other.
@@ -104,7 +112,7 @@ class FastEncoder:
         breaks = np.flatnonzero(ranks == self._break_rank)
         starts, ends = [0, *(breaks + 1).tolist()], [*breaks.tolist(), len(ranks)]
         parts = [ranks[start:end] for start, end in zip(starts, ends, strict=True)]
-        return parts if self._ids is None else [self._ids[part] for part in parts]
+        return [self._ids_of(part, text) for part, text in zip(parts, texts, strict=True)]
 
 
 def _has_long_blank(text: str) -> bool:
@@ -113,14 +121,12 @@ def _has_long_blank(text: str) -> bool:
 
 
 def _ranks(spec: dict[str, Any]) -> tuple[dict[bytes, int], np.ndarray | None]:
-    """Bytes → rank in merge order, and rank → id (None where they are the same)."""
+    """Bytes → rank in merge order, and rank → id (None where they are the same; ``_NO_TOKEN`` for bytes it lacks)."""
     model = spec["model"]
     vocab: dict[str, int] = model["vocab"]
     to_byte = {character: byte for byte, character in byte_alphabet().items()}
     added = {token["content"] for token in spec.get("added_tokens", [])}
     singles = sorted((c for c in to_byte if c in vocab), key=lambda c: vocab[c])
-    if len(singles) < 256:
-        raise ValueError(f"its vocabulary holds {len(singles)} of the 256 bytes")
     order = dict.fromkeys(singles)
     for merge in model["merges"]:
         left, right = merge.split(" ") if isinstance(merge, str) else merge
@@ -129,7 +135,8 @@ def _ranks(spec: dict[str, Any]) -> tuple[dict[bytes, int], np.ndarray | None]:
         order.update(
             dict.fromkeys(sorted((t for t in vocab if t not in order and t not in added), key=lambda t: vocab[t]))
         )
-    ids = np.array([vocab[token] for token in order], dtype=np.uint32)
+    order.update(dict.fromkeys(c for c in to_byte if c not in vocab))  # tiktoken needs all 256
+    ids = np.array([vocab.get(token, _NO_TOKEN) for token in order], dtype=np.uint32)
     ranks = {bytes(to_byte[c] for c in token): rank for rank, token in enumerate(order)}
     if len(ranks) != len(order):
         raise ValueError("two of its tokens spell the same bytes")
