@@ -68,7 +68,7 @@ def _check_chat(
     if not tokenizer.stop_ids:
         raise HeptaError(f"{directory}: its tokenizer has no stop token, answers would never end; use hepta generate")
     if provenance.get("verb") == "pretrain":
-        warn(f"{directory}: was pretrained only, so it continues text and was never taught to answer; see hepta sft")
+        warn(f"{directory}: its last training (pretrain) was to continue text, not to answer; hepta sft teaches that")
     now = tokenizer.contract
     for key in ("template_sha256", "stop_ids"):
         if trained.get(key) is not None and trained[key] != now[key]:
