@@ -63,7 +63,7 @@ class Fetched:
         size = f"{self.bytes / 1e6:,.0f} MB model"
         if self.rows is not None:
             size = f"{self.rows:>7,} rows  {self.characters:>11,} characters"
-        return f"{size:<32}  {self.licence}  {self.path}"
+        return f"{size:<36}  {self.licence}  {self.path}"
 
 
 @dataclass(frozen=True)
