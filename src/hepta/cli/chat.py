@@ -12,7 +12,7 @@ app = typer.Typer(add_completion=False)
 @app.command(epilog=describe_keys("chat"))
 def chat(
     overrides: Overrides = None,
-    model: Annotated[str | None, typer.Option(help="model, run or adapter directory")] = None,
+    model: Annotated[str | None, typer.Option(help="model, run or adapter directory, or a name")] = None,
     message: Annotated[str | None, typer.Option(help="say this, print the answer, and end")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="most tokens of one answer")] = None,
     config: ConfigFile = None,

@@ -13,7 +13,7 @@ app = typer.Typer(add_completion=False)
 @app.command(epilog=describe_keys("eval"))
 def evaluate(
     overrides: Overrides = None,
-    model: Annotated[str | None, typer.Option(help="model, run or adapter directory")] = None,
+    model: Annotated[str | None, typer.Option(help="model, run or adapter directory, or a name")] = None,
     text: Annotated[Path | None, typer.Option(help="corpus directory, or .txt and .jsonl files")] = None,
     split: Annotated[str | None, typer.Option(help="train, val or test; test if empty")] = None,
     output: Annotated[Path | None, typer.Option(help="directory for the result, if it is to be kept")] = None,

@@ -24,9 +24,11 @@ def fetch(
     as_json: Json = False,
     fresh: Fresh = None,
 ) -> None:
-    """Bring pinned public data sets as JSON Lines: sha256 checked, licence printed, downloaded once.
+    """Bring pinned public data sets as JSON Lines, models as directories: sha256 checked, licence printed.
 
-    Example: hepta fetch wiki-en sanguo-zh --output data
+    Examples:  hepta fetch wiki-en sanguo-zh --output data
+
+    hepta fetch smollm2-135m hf:owner/name
     """
     if show_list:
         from hepta.catalog.fetch import catalogue

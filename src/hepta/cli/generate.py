@@ -12,7 +12,7 @@ app = typer.Typer(add_completion=False)
 @app.command(epilog=describe_keys("generate"))
 def generate(
     overrides: Overrides = None,
-    model: Annotated[str | None, typer.Option(help="model, run or adapter directory")] = None,
+    model: Annotated[str | None, typer.Option(help="model, run or adapter directory, or a name")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="text to continue; may be given several times")] = None,
     fill: Annotated[list[str] | None, typer.Option(help="text with [MASK], for a masked model; repeatable")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="most tokens generated for one prompt")] = None,

@@ -10,7 +10,7 @@ from hepta.config import Config, identity, input_path, operational
 class SamplingConfig(Config):
     """What every generating verb shares."""
 
-    model: str = input_path(doc="model, run or adapter directory")
+    model: str = input_path(doc="model, run or adapter directory, a catalogue name, or hf:owner/name")
     max_new_tokens: int = identity(128, "most tokens generated for one prompt", ge=1)
     temperature: float = identity(0.0, "0 takes the most likely token; above 0 samples, the flatter the higher", ge=0)
     top_k: int = identity(0, "sample from the k most likely tokens; 0: all", ge=0)
