@@ -14,6 +14,7 @@ import hepta
 from hepta.catalog.gguf import convert
 from hepta.catalog.models import model_path
 from hepta.config import HeptaError, MachineError
+from hepta.planning.plan import read_shape
 
 CARD = "---\nlicense: mit\nlanguage: en\n---\n# A tiny model\n"
 
@@ -145,4 +146,7 @@ def test_an_adapter_repository_finds_its_base_and_tokenizer(tiny, tmp_path, hub_
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
         assert (hepta.load_model("hf:some/lora")(ids) - adapted(ids).logits).abs().max() < 1e-4
+    assert read_shape("hf:some/lora").hidden_size == 64
+    stored = next(hub_cache.glob("models--some--lora/snapshots/*/adapter_config.json"))
+    assert json.loads(stored.read_text())["base_model_name_or_path"] == "some/tiny"  # the hub's own file is untouched
     assert hepta.load_tokenizer("hf:some/lora").encode("Paris") == hepta.load_tokenizer("hf:some/tiny").encode("Paris")

@@ -109,11 +109,13 @@ def _check_usable(name: str, snapshot: Path, found: set[str]) -> None:
 
 def _tie_to_base(name: str, folder: Path) -> None:
     """Let an adapter find its base model on the hub, and its tokenizer there where it brings none."""
-    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    config = read_json(folder / "adapter_config.json")
+    base = config.get("base_model_name_or_path")
     if not base:
         raise HeptaError(f"{name}: its adapter_config.json names no base model, so it cannot be used")
     directory = hub_model(f"{PREFIX}{base}")
-    write_json(folder / "hepta.json", {"format": 1, "base": {"path": str(directory)}})
+    tied = config | {"base_model_name_or_path": str(directory)}
+    write_json(folder / "adapter_config.json", tied)  # in place of the link; the hub's file stays as it is
     if not (folder / "tokenizer.json").is_file():
         for file in sorted(directory.iterdir()):
             if any(fnmatchcase(file.name, p) for p in TOKENIZER) and not (folder / file.name).exists():
