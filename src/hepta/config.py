@@ -62,6 +62,11 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), frozen=True)
 
     @classmethod
+    def chosen(cls, values: Mapping[str, Any]) -> "type[Config]":
+        """The class these values are for: itself, unless a verb's keys depend on one of them."""
+        return cls
+
+    @classmethod
     def fields_of_kind(cls, kind: str) -> list[str]:
         """Names of the fields tagged ``kind``, in order of declaration."""
         names = []
@@ -202,15 +207,16 @@ def build(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
     Raises:
         HeptaError: the first wrong key, its value, and the fix, in one line.
     """
+    chosen: Any = cls.chosen(values)
     try:
-        return cls.model_validate(dict(values))
+        return chosen.model_validate(dict(values))
     except ValidationError as error:
         # a misspelt key explains a missing one, so it is told first
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"])
         prefix = f"{where}: " if where else ""
         if first["type"] == "extra_forbidden":
-            known = _keys_at(cls, first["loc"][:-1])
+            known = _keys_at(chosen, first["loc"][:-1])
             raise HeptaError(f"{prefix}unknown key {key!r}; {nearest(str(first['loc'][-1]), known)}") from None
         if first["type"] == "missing":
             option = key.replace("_", "-")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import sacrebleu
 
-from hepta.evaluation.translation import Memory, score_translations
+from hepta.evaluation.translation import Memory, bleu_and_chrf, score_translations
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,7 @@ def test_scores_equal_sacrebleu(rows: list[dict[str, str]]) -> None:
     found = score_translations(said, english)
     assert found.bleu == pytest.approx(sacrebleu.corpus_bleu(said, [english]).score, abs=1e-9)
     assert found.chrf == pytest.approx(sacrebleu.corpus_chrf(said, [english]).score, abs=1e-9)
+    assert bleu_and_chrf(said, english) == {"bleu": found.bleu, "chrf": found.chrf}
     assert "tok:13a" in found.signature["bleu"]
     assert f"version:{sacrebleu.__version__}" in found.signature["chrf"]
     chinese = [row["zh"] for row in rows]

@@ -21,15 +21,16 @@ def predict(
     text: Annotated[list[str] | None, typer.Option(help="text to ask about; may be given several times")] = None,
     input: Annotated[Path | None, typer.Option(help=".txt lines, CSV, JSON Lines …; stdin if neither is given")] = None,
     output: Annotated[Path | None, typer.Option(help="write JSON Lines here")] = None,
+    beam: Annotated[int | None, typer.Option(help="translators: translations under way; 1 is greedy")] = None,
     config: ConfigFile = None,
     dry_run: DryRun = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object per text")] = False,
 ) -> None:
-    """Ask a tuned model about texts: class and probabilities, or a number.
+    """Ask a tuned model about texts: class and probabilities, a number, or a translation.
 
     Example: hepta predict --model out/reviews --text "很好看，推荐" --text "太失望了"
     """
-    options = {"model": model, "text": text or None, "input": input, "output": output}
+    options = {"model": model, "text": text or None, "input": input, "output": output, "beam": beam}
     execute("predict", options, overrides, config, dry_run, dry_run and as_json, show_json if as_json else show)
 
 

@@ -13,7 +13,7 @@ app = typer.Typer(add_completion=False)
 @app.command(epilog=describe_keys("tune"))
 def tune(
     overrides: Overrides = None,
-    task: Annotated[str | None, typer.Option(help="classify or regress")] = None,
+    task: Annotated[str | None, typer.Option(help="classify, regress or translate")] = None,
     model: Annotated[str | None, typer.Option(help="preset, model directory, run or catalogue name")] = None,
     data: Annotated[list[str] | None, typer.Option(help="CSV, JSON Lines …; may be given several times")] = None,
     output: Annotated[Path | None, typer.Option(help="run directory")] = None,
@@ -22,7 +22,7 @@ def tune(
     as_json: Json = False,
     fresh: Fresh = None,
 ) -> None:
-    """Teach a model to name a text's class, or a number, from a table; compared with simple baselines.
+    """Teach a model to name a text's class or number, or to translate, from a table; beside simple baselines.
 
     Example: hepta tune --task classify --model minilm-l6 --data my.csv --output out/run
     """

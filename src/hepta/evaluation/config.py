@@ -32,6 +32,7 @@ class PredictConfig(Config):
     column: str | None = identity(None, "column of the file that holds the text; none given: guessed and shown")
     output: Path | None = operational(None, "write JSON Lines here instead of printing")
     batch_tokens: int = operational(8192, "tokens in one forward pass", ge=64)
+    beam: int = identity(4, "translators: translations under way at once; 1 is greedy", ge=1)
     threads: int | None = operational(None, "CPU threads; all cores when not given", ge=1)
 
     @field_validator("text", mode="before")

@@ -23,7 +23,9 @@ from hepta.stage import write_atomic
 from hepta.tokenizer.load import load_tokenizer
 
 Asked = tuple[str, str | None]  # where a text comes from, and the text; None where there is none
-OTHER_KINDS: dict[str, str] = {}  # kind of model → module:function(config, texts) → predictions
+OTHER_KINDS = {  # kind of model → module:function(config, texts) → predictions
+    "translation": "hepta.generation.translate:predict_translations",
+}
 INSTEAD = {"causal": "continue text with hepta generate, or talk to it with hepta chat", "masked": "tune it first"}
 
 

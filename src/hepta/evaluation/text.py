@@ -88,10 +88,11 @@ def load_pair(model: str, tokenizer: Path | None, precision: str, device: str) -
     """
     import torch
 
-    from hepta.model.load import load_model, read_hepta_json, resolve_model
+    from hepta.model.load import load_model, read_hepta_json, refuse_translator, resolve_model
     from hepta.tokenizer.load import check_matches, load_tokenizer
 
     directory = resolve_model(model)
+    refuse_translator(directory)
     place = _tokenizer_directory(directory, tokenizer)
     words = load_tokenizer(place)
     decoder = load_model(directory, torch.bfloat16 if precision == "bf16" else torch.float32, device)

@@ -33,17 +33,29 @@ def score_translations(translations: Sequence[str], references: Sequence[str]) -
         translations: as the model wrote them, neither lowercased nor tokenised.
         references: in the same order; their script decides how BLEU cuts words.
     """
-    from sacrebleu.metrics.bleu import BLEU
-    from sacrebleu.metrics.chrf import CHRF
-
-    tokenize = TOKENIZERS.get(language_by_script(" ".join(references)), "13a")
     values, intervals, signature = {}, {}, {}
-    for name, metric in (("bleu", BLEU(tokenize=tokenize)), ("chrf", CHRF())):
-        score: Any = metric.corpus_score(list(translations), [list(references)], n_bootstrap=RESAMPLES)
+    for name, metric in _metrics(references).items():
+        score = metric.corpus_score(list(translations), [list(references)], n_bootstrap=RESAMPLES)
         values[name] = float(score.score)
         intervals[name] = (float(score._mean - score._ci), float(score._mean + score._ci))
         signature[name] = str(metric.get_signature())
     return TranslationScores(values["bleu"], values["chrf"], intervals["bleu"], intervals["chrf"], signature)
+
+
+def bleu_and_chrf(translations: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """The two scores alone, for looks on the way; arguments as in ``score_translations``."""
+    return {
+        name: float(metric.corpus_score(list(translations), [list(references)]).score)
+        for name, metric in _metrics(references).items()
+    }
+
+
+def _metrics(references: Sequence[str]) -> dict[str, Any]:
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    tokenize = TOKENIZERS.get(language_by_script(" ".join(references)), "13a")
+    return {"bleu": BLEU(tokenize=tokenize), "chrf": CHRF()}
 
 
 class Memory:

@@ -9,7 +9,7 @@ from hepta.config import HeptaError
 from hepta.console import warn
 from hepta.generation.config import SamplingConfig
 from hepta.generation.engine import Engine
-from hepta.model.load import load_model, read_hepta_json, resolve_model
+from hepta.model.load import load_model, read_hepta_json, refuse_translator, resolve_model
 from hepta.model.network import Network
 from hepta.tokenizer.load import Tokenizer, check_matches, load_tokenizer
 
@@ -37,6 +37,7 @@ def open_model(config: SamplingConfig, batch_size: int = 32, chat: bool = False)
         HeptaError: no model there, a tokenizer that is not its own, or no way to chat with it.
     """
     directory = resolve_model(config.model)
+    refuse_translator(directory)
     tokenizer = load_tokenizer(directory)
     known = read_hepta_json(directory)
     trained = known.get("template") or {}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hepta.config import HeptaError
 from hepta.generation.beam import Hypothesis, beam_search
@@ -42,6 +43,21 @@ def translate_texts(
 ) -> list[Translated]:
     """Translate each text with the model in a directory; see ``translate``."""
     return translate(*open_translator(path), texts, beam, length_penalty)
+
+
+def predict_translations(config: Any, asked: Sequence[tuple[str, str | None]]) -> list[dict[str, Any]]:
+    """What ``hepta predict`` answers for a translator: ``prediction`` and ``score`` of each text, in order.
+
+    Args:
+        config: a ``PredictConfig``: model, beam.
+        asked: where each text comes from, and the text; None where there is none.
+    """
+    found = translate_texts(config.model, [text or "" for _, text in asked], config.beam)
+    rows = []
+    for (name, text), one in zip(asked, found, strict=True):
+        said = {"error": "no text"} if text is None else {"prediction": one.text, "score": one.score}
+        rows.append({"row": name, "text": text, **said})
+    return rows
 
 
 def translate(

@@ -170,6 +170,16 @@ def load_model(
     return model.eval()
 
 
+def refuse_translator(directory: Path) -> None:
+    """For what reads and continues one text: say in one line that a translator does not.
+
+    Raises:
+        HeptaError: the (resolved) directory holds a translator.
+    """
+    if (directory / "config.json").is_file() and read_json(directory / "config.json").get("model_type") == "marian":
+        raise HeptaError(f"{directory}: is a translator, which reads one text and writes another; use hepta predict")
+
+
 def build_model(preset_or_dir: Path | str, vocab_size: int | None = None, seed: int = 0) -> Any:
     """A model to start training from: a preset with fresh weights, or a directory's weights.
 
@@ -318,5 +328,5 @@ def read_hepta_json(directory: Path) -> dict[str, Any]:
 
 __all__ = [
     "DTYPES", "SHARD_BYTES", "build_model", "load_model", "read_config", "read_hepta_json", "read_tensors",
-    "resolve_model", "save_model", "save_weights", "weight_files", "write_safetensors",
+    "refuse_translator", "resolve_model", "save_model", "save_weights", "weight_files", "write_safetensors",
 ]  # fmt: skip

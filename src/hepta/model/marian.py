@@ -59,24 +59,24 @@ class TranslatorShape(TransformerShape):
         }
 
     def token_flops(self, sequence_length: int) -> TokenFlops:
-        """FLOPs of one target token's forward pass, a source token's included: sources as long as targets.
+        """FLOPs of a token's forward pass, the mean of a source's and a target's token where both are as many.
 
         Self-attention of the source meets all of it, that of the target half on average, cross-attention all.
         """
         width, both = self.hidden_size, self.encoder_layers + self.num_layers
         keys = (self.encoder_layers + 1.5 * self.num_layers) * sequence_length
         return TokenFlops(
-            projections=8.0 * width * width * (both + self.num_layers),
-            attention=4.0 * width * keys,
-            mlp=4.0 * width * self.intermediate_size * both,
-            head=2.0 * width * self.vocab_size,
+            projections=4.0 * width * width * (both + self.num_layers),
+            attention=2.0 * width * keys,
+            mlp=2.0 * width * self.intermediate_size * both,
+            head=1.0 * width * self.vocab_size,
         )
 
 
 PRESETS: dict[str, dict[str, Any]] = {  # vocabulary of the tokenizer
     "transformer-nano": {
-        "hidden_size": 128, "intermediate_size": 512, "num_layers": 2, "encoder_layers": 2, "num_heads": 4,
-        "max_positions": 512, "dropout": 0.2,
+        "hidden_size": 192, "intermediate_size": 768, "num_layers": 2, "encoder_layers": 2, "num_heads": 4,
+        "max_positions": 512,
     },
     "transformer-base": {  # of Vaswani et al. 2017, table 3
         "hidden_size": 512, "intermediate_size": 2048, "num_layers": 6, "encoder_layers": 6, "num_heads": 8,

@@ -148,11 +148,6 @@ class Translator(Network):
         return self.model.shared.weight
 
     @property
-    def blocks(self) -> list[nn.Module]:
-        """Encoder and decoder layers."""
-        return [*self.model.encoder.layers, *self.model.decoder.layers]
-
-    @property
     def _decoder_layers(self) -> list[DecoderLayer]:
         return [layer for layer in self.model.decoder.layers if isinstance(layer, DecoderLayer)]
 

@@ -1,5 +1,6 @@
 """The keys of training: what ``hepta pretrain`` and ``hepta sft`` accept (no torch here)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -138,7 +139,7 @@ class TuneConfig(LoopConfig):
     """Teach a model a task from a table of examples."""
 
     task: Literal["classify", "regress"] = identity(
-        "classify", "classify: a class for each text; regress: a number for each text"
+        "classify", "classify: a class for each text; regress: a number; translate: keys in docs/translation.md"
     )
     model: str = input_path(doc="preset with fresh weights (nano, bert-nano …), model directory, run or catalogue name")
     data: list[str] = input_path(doc="CSV, TSV, JSON Lines or Parquet files, or folders of them")
@@ -174,6 +175,11 @@ class TuneConfig(LoopConfig):
     label_smoothing: float = identity(0.0, "share of the target spread over all classes", ge=0, lt=1)
     augment: float = identity(0.0, "share of training rows with a changed copy beside them in each epoch", ge=0, le=4)
 
+    @classmethod
+    def chosen(cls, values: Mapping[str, Any]) -> type[Config]:
+        """The class of the task's keys: translation has its own."""
+        return TranslateConfig if values.get("task") == "translate" else cls
+
     @field_validator("data", "test_data", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
@@ -182,4 +188,49 @@ class TuneConfig(LoopConfig):
     @property
     def sequences_per_step(self) -> int:
         """Rows of one optimizer step."""
+        return self.rows
+
+
+class TranslateConfig(LoopConfig):
+    """Teach a translator from sentence pairs."""
+
+    task: Literal["translate"] = identity("translate", "translate: a sentence into another language")
+    model: str = input_path(
+        "transformer-nano", doc="preset (transformer-nano, transformer-base) or a translator to go on from"
+    )
+    data: list[str] = input_path(doc="CSV, TSV, JSON Lines or Parquet files of sentence pairs, or folders of them")
+    tokenizer: Path | None = input_path(
+        None, "presets only: tokenizer directory; none given: one for both languages is trained on the training pairs"
+    )
+    vocab_size: int = identity(2048, "presets only: tokens of the tokenizer trained on the training pairs", ge=300)
+    text: str | None = identity(None, "column that holds the source; none given: guessed from its name and shown")
+    label: str | None = identity(None, "column that holds the translation; none given: guessed and shown")
+    bad_rows: Literal["drop", "error"] = identity("drop", "rows that are no pair: drop and count, or stop")
+    rows: int = identity(64, "pairs per optimizer step", ge=1)
+    epochs: float | None = budget(50, "end after this many passes over the data; the budget reached first ends", gt=0)
+    patience: int | None = identity(
+        None, "end when this many evaluations in a row have not lowered the held-out loss; the best step is kept", ge=1
+    )
+    sequence_length: int = identity(128, "tokens of a sentence at most; longer pairs are dropped and counted", ge=8)
+    dropout: float = identity(0.3, "share of each sub-layer's output dropped while training", ge=0, lt=1)
+    label_smoothing: float = identity(0.1, "share of the target spread over the vocabulary", ge=0, lt=1)
+    warmup: float = identity(0.1, "below 1: share of the run; else steps; at least one step", ge=0)
+    beam: int = identity(4, "translations under way when the test pairs are judged; 1 is greedy", ge=1)
+    compile: bool | Literal["auto"] = operational(False, "stays false: no two steps have sentences of the same lengths")
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | Path) else value
+
+    @field_validator("compile")
+    @classmethod
+    def _never_compiled(cls, value: Any) -> Any:
+        if value is True:
+            raise ValueError("a translator is not compiled, each step would compile it anew; leave the key out")
+        return False
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Pairs of one optimizer step."""
         return self.rows

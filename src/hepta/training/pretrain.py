@@ -101,6 +101,8 @@ def _check_shape(config: PretrainConfig, name: str) -> None:
     """Refuse a model that predicts something else or reads shorter texts."""
     shape = read_shape(name if name in PRESETS else str(resolve_model(name)))
     kind, length, longest = shape.kind, config.sequence_length, shape.longest
+    if kind == "translation":
+        raise HeptaError(f"model {name}: is a translator, which learns from pairs; use hepta tune --task translate")
     if kind != config.objective:
         raise HeptaError(f"model {name}: is {kind}; pretrain it with --objective {kind}, or choose another model")
     if longest is not None and length > longest:

@@ -1,7 +1,7 @@
 """What a training verb gives back, and keeps in the run's manifest as facts."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class TrainingResult:
     data_report: dict[str, Any]
     p_stop: dict[str, float | None]  # sft: mean probability of the stop token where answers end, train and held_out
     prompt_language: dict[str, dict[str, int]]  # sft: asked and answered in the prompt's language, per language
+    translation: dict[str, Any] = field(default_factory=dict)  # translate: scores, baselines, samples
 
     def __str__(self) -> str:
         rows = {"model": self.model, "parameters": f"{self.parameters:,}"}
@@ -58,6 +59,7 @@ class TrainingResult:
             rows["P(stop)"] = f"{', '.join(stops)}, where answers end"
         for lang, count in self.prompt_language.items():
             rows[f"answers in {lang}"] = f"{count['right']} of {count['asked']} held-out prompts, in their language"
+        rows |= _translation(self.translation)
         rows["peak memory"] = f"{self.peak_memory_bytes / 2**30:.2f} GiB"
         rows["weights sha256"] = self.weights_sha256
         return "\n".join(f"{name:15} {value}" for name, value in rows.items())
@@ -68,6 +70,18 @@ def _validation(before: dict[str, Any], final: dict[str, Any]) -> str:
         return ""
     start = f"{before['val_loss']:.4f} → " if before.get("val_loss") is not None else ""
     return f", {start}{final['val_loss']:.4f} held out"
+
+
+def _translation(found: dict[str, Any]) -> dict[str, str]:
+    """BLEU and chrF on the test pairs, and the baselines' beside them."""
+    told = {}
+    for name in ("bleu", "chrf") if found else ():
+        low, high = found["interval"][name]
+        others = ", ".join(f"{kind} {scores[name]:.1f}" for kind, scores in found["baselines"].items())
+        told[f"test {name}"] = f"{found[name]:.1f} (95 % {low:.1f} to {high:.1f}); {others}"
+    if found and found["baselines"]["memory"]["bleu"] > found["bleu"]:
+        told["note"] = "the most similar training pair translates better than this model; it needs more pairs"
+    return told
 
 
 def _evaluation(row: dict[str, Any]) -> dict[str, Any]:
@@ -81,6 +95,7 @@ def finish(
     data_report: dict[str, Any],
     p_stop: dict[str, float | None] | None = None,
     prompt_language: dict[str, dict[str, int]] | None = None,
+    translation: dict[str, Any] | None = None,
 ) -> TrainingResult:
     """Seal the run with its facts and give them back."""
     state, model = outcome.state, job.model
@@ -95,7 +110,7 @@ def finish(
         uniform_loss=math.log(model.config.vocab_size), weights_sha256=outcome.weights_sha256,
         peak_memory_bytes=peak_memory_bytes(), skipped_steps=state.guard.skipped, precision=outcome.resolved.precision,
         compiled=outcome.resolved.compile, lr=outcome.resolved.lr, data_report=data_report,
-        p_stop=p_stop or {}, prompt_language=prompt_language or {},
+        p_stop=p_stop or {}, prompt_language=prompt_language or {}, translation=translation or {},
     )  # fmt: skip
     facts = {key: value for key, value in asdict(result).items() if key not in ("output", "model")}
     stage.finish(digest_json([result.weights_sha256, job.tokenizer.sha256]), facts)

@@ -3,15 +3,16 @@
 import importlib
 from typing import Any
 
-from hepta.training.config import TuneConfig
+from hepta.training.config import TranslateConfig, TuneConfig
 
 TASKS = {  # task → module:function(config) → its result
     "classify": "hepta.training.classify:tune_classifier",
     "regress": "hepta.training.classify:tune_classifier",
+    "translate": "hepta.training.translate:translate_task",
 }
 
 
-def tune(config: TuneConfig) -> Any:
+def tune(config: TuneConfig | TranslateConfig) -> Any:
     """Teach a model the task that ``config.task`` names; the same call goes on after a stop.
 
     Raises:
