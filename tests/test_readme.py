@@ -15,7 +15,9 @@ ROOT = Path(__file__).parent.parent
 TINY = {
     "run": "raw.names=[sanguo-zh,c4-sample] tok.vocab_size=1024 base.max_steps=4 base.minutes=null "
     "base.sequence_length=64 base.batch_tokens=256 base.compile=off chat.max_steps=4 chat.sequence_length=64 "
-    "chat.batch_tokens=256 chat.compile=off",
+    "chat.batch_tokens=256 chat.compile=off "
+    "feedforward.max_steps=4 feedforward.minutes=null feedforward.batch_tokens=256 "
+    "lstm.max_steps=4 lstm.minutes=null lstm.batch_tokens=256",
     "tokenizer": "vocab_size=1024",
     "pretrain": "max_steps=3 minutes=null sequence_length=64 batch_tokens=256 compile=off",
     "sft": "max_steps=3 sequence_length=64 batch_tokens=256 compile=off",

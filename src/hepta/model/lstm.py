@@ -3,8 +3,9 @@
     x = √D E[ids];  i, f, o = σ(W x_t + R h_{t−1} + b);  u = tanh(…);  c_t = f c_{t−1} + i u;  h_t = o tanh(c_t)
 
 W x of all positions is one product before the loop in time, which holds only R h and a few element-wise steps. h and
-c are set to zero where a document begins. Dropout acts between layers, never in time. The head is tied (logits = h Eᵀ),
-so rows of E have length 1; without the √D the gates hardly hear their input and learning begins hundreds of steps late.
+c are set to zero where a document begins. Dropout acts between layers, never in time. The head is tied, so rows of E
+have length 1: the √D lets the gates hear their input, and logits = 4 h Eᵀ makes up for h being about a quarter as large
+as a normed hidden state. Without the two, learning begins hundreds of steps later (docs/log.md).
 """
 
 from typing import Any
@@ -17,6 +18,8 @@ from hepta.model.cache import Slots
 from hepta.model.history import GATES, LSTMShape
 from hepta.model.layers import Linear, keyed_normal
 from hepta.model.network import Network
+
+GAIN = 4.0  # of h before the head
 
 
 class _Recurrence(torch.autograd.Function):
@@ -146,6 +149,10 @@ class LSTM(Network):
         for layer in self.layers:
             x = layer(F.dropout(x, dropout, self.training), keep, positions, cache)
         return F.dropout(x, dropout, self.training)
+
+    def before_head(self, hidden: Tensor) -> Tensor:
+        """h as large as the unembedding wants it."""
+        return GAIN * hidden
 
     def make_cache(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> Any:
         """h and c of every layer and position, in float32 whatever the products run in."""

@@ -68,7 +68,7 @@ def gather(run: Path) -> RunRecord:
     listed = record.recipe.get("stages")
     for entry in listed if isinstance(listed, list) else []:
         if isinstance(entry, dict) and "id" in entry:
-            path = _output(run, entry)
+            path = _output(run, entry, record.recipe.get("output"))
             stage = _stage(str(entry["id"]), str(entry.get("verb", "")), path, record.problems)
             stage.config = entry
             record.stages.append(stage)
@@ -81,10 +81,11 @@ def gather(run: Path) -> RunRecord:
     return record
 
 
-def _output(run: Path, entry: dict[str, Any]) -> Path:
-    """Where a stage lies: beside the recipe, also after the whole folder was moved; else where its key says."""
+def _output(run: Path, entry: dict[str, Any], home: Any) -> Path:
+    """Where a stage lies: beside the recipe, also after the folder was moved from ``home``; else where its key says."""
     beside, said = run / str(entry["id"]), Path(str(entry.get("output") or entry["id"]))
-    return beside if beside.is_dir() or said.name == beside.name else said
+    elsewhere = said.name != beside.name or (isinstance(home, str) and said.parent != Path(home))
+    return said if elsewhere and not beside.is_dir() else beside
 
 
 def _stage(name: str, verb: str, path: Path, problems: list[str]) -> StageRecord:

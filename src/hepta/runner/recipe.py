@@ -148,7 +148,7 @@ def environment() -> dict[str, Any]:
 def _snapshot(recipe: Recipe, root: Path, planned: list[PlannedStage]) -> None:
     """Write what is about to run beside its outputs."""
     stages = [{"id": s.id, "verb": s.verb} | s.config.model_dump(mode="json", exclude={"fresh"}) for s in planned]
-    resolved = recipe.model_dump(mode="json", exclude={"stages"}) | {"stages": stages}
+    resolved = recipe.model_dump(mode="json", exclude={"stages"}) | {"output": str(root), "stages": stages}
     write_atomic(root / "recipe.yaml", yaml.safe_dump(resolved, allow_unicode=True, sort_keys=False))
     write_json(root / "environment.json", environment())
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from hepta.config import Config, HeptaError
+from hepta.config import HeptaError
 from hepta.console import say, warn
 from hepta.data.order import TokenOrder
 from hepta.data.shards import open_streams
@@ -27,7 +27,8 @@ from hepta.training.resolve import RECIPE, write_environment
 from hepta.training.result import TrainingResult, already_done
 from hepta.training.samples import answer, completion_prompts
 
-APPLY = {"data", "model", "output", "fresh", "seed", "device", "sequence_length", "sample_prompts", "eval"}
+APPLY = {"data", "model", "output", "fresh", "seed", "device", "sequence_length", "sample_prompts"}
+SEEN = 16_384  # training tokens whose loss is measured: a model that has counted them knows them almost by heart
 MICRO_TOKENS = 4096  # of one evaluation batch: its log-probabilities are 4 · V bytes a token
 
 
@@ -37,11 +38,8 @@ def check_keys(config: PretrainConfig) -> None:
     Raises:
         HeptaError: names the first one given.
     """
-    given: list[tuple[str, Config]] = [("", config), ("eval.", config.eval)]
-    names = [prefix + key for prefix, part in given for key in sorted(part.model_fields_set)]
-    for name in names:
-        if name not in APPLY and name != "eval.tokens":
-            raise HeptaError(f"{name}: an n-gram model counts once and takes no steps, so this does not apply; omit it")
+    for name in sorted(config.model_fields_set - APPLY):
+        raise HeptaError(f"{name}: an n-gram model counts once and takes no steps, so this does not apply; omit it")
     if config.device not in ("auto", "cpu"):
         raise HeptaError(f"device {config.device!r}: n-grams are counted on the CPU; omit it")
 
@@ -98,7 +96,7 @@ def _score(config: PretrainConfig, model: NGram, tokenizer: Any) -> tuple[float,
     micro, row = max(1, MICRO_TOKENS // T), {"step": 0}
     log = RunLog(config.output, -1)
     try:
-        seen = evaluate(model, Causal(), TokenOrder(config.data, "train", T), widths, (), micro, config.eval.tokens)
+        seen = evaluate(model, Causal(), TokenOrder(config.data, "train", T), widths, (), micro, SEEN)
         try:
             held_out = TokenOrder(config.data, "val", T)
         except HeptaError:
