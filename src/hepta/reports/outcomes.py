@@ -219,7 +219,7 @@ def view_losses(record: RunRecord) -> list[dict[str, Any]]:
         if stage.verb == "fetch":
             names = facts.get("names") or {}
             pairs += flatten({name: entry.get("caution") for name, entry in names.items() if isinstance(entry, dict)})
-        if stage.verb in ("pretrain", "sft"):
+        if stage.verb in ("pretrain", "sft", "tune"):
             pairs += flatten(facts.get("data_report") or {}, "data")
             skips = [row for row in stage.journal if row.get("event") == "skip"]
             pairs += flatten({"skipped steps": facts.get("skipped_steps") or len(skips)})

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from hepta import __version__
 from hepta.config import HeptaError
-from hepta.reports import history, outcomes, views
+from hepta.reports import history, outcomes, tasks, views
 from hepta.reports.config import ReportConfig
 from hepta.reports.gather import RunRecord, gather
 from hepta.stage import write_atomic
@@ -70,10 +70,10 @@ SECTIONS: dict[str, Callable[[RunRecord], Any]] = {
     "parameters": views.parameters_of, "stages": views.view_stages, "machine": views.view_machine,
     "fetch": views.view_fetch, "corpus": views.view_corpus, "tokenizers": views.view_tokenizer,
     "tokens": views.view_tokens, "training": outcomes.view_training, "samples": outcomes.view_samples,
-    "history": history.view_history, "results": outcomes.view_results, "losses": outcomes.view_losses,
-    "commands": views.view_next,
+    "tasks": tasks.view_tasks, "history": history.view_history, "results": outcomes.view_results,
+    "losses": outcomes.view_losses, "commands": views.view_next,
 }  # fmt: skip
-PARTS = ("limits", "overview", "data", "learning", "history", "results")
+PARTS = ("limits", "overview", "data", "learning", "tasks", "history", "results")
 
 
 def render(record: RunRecord) -> str:

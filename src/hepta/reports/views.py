@@ -72,6 +72,7 @@ def note_of(stage: StageRecord) -> str:
         "tokens": [f"{number((splits.get('train') or {}).get('tokens'))} tokens"],
         "pretrain": [_work(facts), *shown],
         "sft": [f"{number(facts.get('steps'))} steps", f"loss {number(final.get('val_loss'), '.3f')}"],
+        "tune": [_tuned(facts)],
         "eval": shown,
     }
     return " · ".join(notes.get(stage.verb, []))
@@ -81,6 +82,13 @@ def _work(facts: dict[str, Any]) -> str:
     """Steps taken, or for a model that is counted the tokens read."""
     steps = facts.get("steps")
     return f"{number(steps)} steps" if steps != 0 else f"{number(facts.get('tokens'))} tokens counted"
+
+
+def _tuned(facts: dict[str, Any]) -> str:
+    test = facts.get("test") or {}
+    if "accuracy" in test:
+        return f"{number(test['accuracy'], '.1%')} of {number(test.get('rows'))} test texts right"
+    return f"RMSE {number(test['rmse'], '.4g')}" if "rmse" in test else f"{number(facts.get('steps'))} steps"
 
 
 def _total(entries: Any, key: str) -> int | None:
@@ -105,7 +113,7 @@ def view_stages(record: RunRecord) -> dict[str, Any]:
 def view_machine(record: RunRecord) -> dict[str, Any]:
     """Machine, versions and the command."""
     found = dict(record.environment)
-    for stage in record.of("pretrain", "sft"):
+    for stage in record.of("pretrain", "sft", "tune"):
         path = stage.path / "environment.json"
         if path.is_file():
             trained_on = json.loads(path.read_text(encoding="utf-8"))
@@ -209,7 +217,7 @@ def view_tokens(record: RunRecord) -> list[dict[str, Any]]:
 
 def parameters_of(record: RunRecord) -> int | None:
     """Parameters of the run's last model, None where none was trained."""
-    counts = [s.facts.get("parameters") for s in record.of("pretrain", "sft", "eval")]
+    counts = [s.facts.get("parameters") for s in record.of("pretrain", "sft", "tune", "eval")]
     return next((c for c in reversed(counts) if isinstance(c, int)), None)
 
 
@@ -234,6 +242,9 @@ def view_next(record: RunRecord) -> list[dict[str, str]]:
         commands.append((again, "finish: " + ", ".join(waiting), "继续完成：" + "、".join(waiting)))
     if "sft" in done:
         commands.append((f"hepta chat --model {done['sft'].path}", "talk to the model", "与模型对话"))
+    if "tune" in done:
+        asking = f"hepta predict --model {done['tune'].path} --text …"
+        commands.append((asking, "ask the tuned model about a text", "让微调后的模型判断文本"))
     if last is not None:
         commands.append((f"hepta generate --model {last.path} --prompt …", "let it continue a text", "让模型续写"))
     if last is not None and "corpus" in done:
