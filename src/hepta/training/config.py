@@ -167,6 +167,9 @@ class TuneConfig(LoopConfig):
     )  # fmt: skip
     weight_decay: float = identity(0.01, "on matrices only; norms, biases and embeddings have none", ge=0)
     warmup: float = identity(0.1, "below 1: share of the run; else steps; at least one step", ge=0)
+    compile: bool | Literal["auto"] = operational(
+        False, "torch.compile the blocks; off, because texts of many lengths would be compiled many times"
+    )
     l1: float = identity(0.0, "adds l1 · Σ|w| over the trained matrices to the loss", ge=0)
     l2: float = identity(0.0, "adds l2 · Σw² over them to the loss (weight_decay acts beside the loss)", ge=0)
     class_weights: Literal["none", "balanced"] | dict[str, float] = identity(
