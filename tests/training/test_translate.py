@@ -179,10 +179,12 @@ def test_wrong_keys_and_input_are_one_line(cli: Callable[..., Any], sixty: Path,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_real_pairs_reach_a_floor(pairs_zh_en: Path, tmp_path: Path) -> None:
-    """The defaults on pairs-zh-en, about six minutes on two cores: see docs/translation.md for the figures."""
+    """The defaults on pairs-zh-en: BLEU 7.2 and chrF 21.6 when written; another machine differs."""
     keys = {"data": str(pairs_zh_en), "output": str(tmp_path / "run"), "text": "zh", "label": "en"}
     found = translate_task(build(TranslateConfig, keys)).translation
-    assert found["bleu"] > 5
-    assert found["chrf"] > 17
+    assert found["bleu"] > 4.5
+    assert found["chrf"] > 18
     assert found["validation"]["before"]["val_bleu"] < 1
+    assert found["baselines"]["memory"]["bleu"] == pytest.approx(11.3, abs=0.1)

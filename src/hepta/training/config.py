@@ -183,6 +183,13 @@ class TuneConfig(LoopConfig):
         """The class of the task's keys: translation has its own."""
         return TranslateConfig if values.get("task") == "translate" else cls
 
+    @field_validator("task", mode="before")
+    @classmethod
+    def _known_task(cls, value: Any) -> Any:
+        if value not in ("classify", "regress"):
+            raise ValueError("choose classify, regress or translate")
+        return value
+
     @field_validator("data", "test_data", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:

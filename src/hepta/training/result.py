@@ -80,7 +80,7 @@ def _translation(found: dict[str, Any]) -> dict[str, str]:
         others = ", ".join(f"{kind} {scores[name]:.1f}" for kind, scores in found["baselines"].items())
         told[f"test {name}"] = f"{found[name]:.1f} (95 % {low:.1f} to {high:.1f}); {others}"
     if found and found["baselines"]["memory"]["bleu"] > found["bleu"]:
-        told["note"] = "the most similar training pair translates better than this model; it needs more pairs"
+        told["note"] = "the most similar training pair translates better than this model; it needs more pairs or steps"
     return told
 
 
