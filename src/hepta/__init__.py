@@ -15,6 +15,7 @@ _PUBLIC = {
     "SftConfig": "hepta.training.config",
     "tune": "hepta.training.tune",
     "TuneConfig": "hepta.training.config",
+    "TranslateConfig": "hepta.training.config",
     "predict": "hepta.evaluation.predict",
     "PredictConfig": "hepta.evaluation.config",
     "build_corpus": "hepta.corpus.build",
