@@ -38,21 +38,20 @@ def test_each_baseline_beats_the_one_before_on_real_topics(topics):
     assert all((b.scores.accuracy == (b.predicted == test.labels).mean()) for b in found)
 
 
-def test_the_keyword_of_a_class_is_the_best_of_all_terms_by_brute_force():
+def test_the_keyword_of_a_class_is_the_closest_of_all_terms_by_brute_force():
     texts = ["good film", "good food", "bad film", "bad food today", "not bad", "good good day", "film day", "bad"]
     labels = np.array([1, 1, 0, 0, 0, 1, 1, 0])
     part = Part(texts, labels)
     found = next(b for b in classification_baselines(part, part, part, ["neg", "pos"]) if b.name == "keyword")
 
-    def f1(term, number):
+    def phi(term, number):
         has = np.array([term in terms(text, 1, 4) for text in texts])
-        hit = (has & (labels == number)).sum()
-        return 2 * hit / (has.sum() + (labels == number).sum())
+        return np.corrcoef(has, labels == number)[0, 1] if 0 < has.sum() < len(texts) else -1.0
 
     every = {term for text in texts for term in terms(text, 1, 4)}
-    best = {number: max(f1(term, number) for term in every) for number in (0, 1)}
+    best = [max(phi(term, number) for term in every) for number in (0, 1)]
     named = dict(pair.split(": ") for pair in found.about.split(", "))
-    assert [f1(named[name].strip("'"), number) for number, name in enumerate(("neg", "pos"))] == [best[0], best[1]]
+    assert [phi(named[name].strip("'"), number) for number, name in enumerate(("neg", "pos"))] == pytest.approx(best)
 
 
 def test_chinese_is_told_apart_without_a_word_list():
