@@ -184,7 +184,8 @@ def _verdict(judged: Judged, best: Baseline, rows: list[dict[str, Any]]) -> str:
         assert isinstance(best.scores, NumberScores)
         figures = f"RMSE {best.scores.rmse:.4g} against this model's {judged.scores.rmse:.4g}"
     if row["better"]:
-        return f"{best.name} is better here: {figures}. It trains in seconds; use it, or more data, or a larger model."
+        advice = "It trains in less than a minute: use it, or a larger model, or more data."
+        return f"{best.name} is better here: {figures}. {advice}"
     return f"The best baseline is {best.name}: {figures}."
 
 
