@@ -17,8 +17,8 @@ LEFT, WIDE, BAR, GAP, RIGHT = 118, 430, 13, 12, 52  # labels, longest bar, one b
 IDEAS: dict[str, tuple[str, str, str, str, str]] = {  # model_type → year, name and idea in both languages
     "hepta-ngram": (
         "1948 · 1995", "{order}-gram", "{order} 元文法",
-        "count what followed the last {past} tokens (Shannon; smoothing of Kneser & Ney)",
-        "数一数最近 {past} 个词元之后出现过什么（香农；Kneser–Ney 平滑）",
+        "count what followed {past} (Shannon; smoothing of Kneser & Ney)",
+        "数一数{past}出现过什么（香农；Kneser–Ney 平滑）",
     ),
     "hepta-feedforward": (
         "2003", "feed-forward", "前馈网络",
@@ -58,6 +58,7 @@ class Entry:
     counted: bool = False  # the size is n-grams
     time: str = "–"
     accuracy: float | None = None
+    tokens: int | None = None  # read in training, repeats counted
 
 
 def view_history(record: RunRecord) -> dict[str, Any] | None:
@@ -115,13 +116,16 @@ def _entry(model: StageRecord, score: StageRecord) -> Entry:
     kind = str(model.model.get("model_type") or "")
     year, name_en, name_zh, idea_en, idea_zh = IDEAS.get(kind, ("", kind or model.id, kind or model.id, "", ""))
     order = model.model.get("order")
-    past = order - 1 if isinstance(order, int) else None
-    known = {"order": order, "past": past, "context": model.model.get("context")}
+    past = order - 1 if isinstance(order, int) else 0
+    en = {0: "anything", 1: "the last token"}.get(past, f"the last {past} tokens")
+    zh = {0: "文中", 1: "上一个词元之后"}.get(past, f"最近 {past} 个词元之后")
+    known = {"order": order, "context": model.model.get("context")}
     seconds, accuracy = model.facts.get("seconds"), (score.facts.get("total") or {}).get("accuracy")
     return Entry(
         name_en.format(**known), name_zh.format(**known), _bpb(score.facts, "bits_per_byte"), model.id, year,
-        idea_en.format(**known), idea_zh.format(**known), score.facts.get("parameters"), kind == "hepta-ngram",
-        duration(float(seconds)) if isinstance(seconds, int | float) else "–", accuracy,
+        idea_en.format(past=en, **known), idea_zh.format(past=zh, **known), score.facts.get("parameters"),
+        kind == "hepta-ngram", duration(float(seconds)) if isinstance(seconds, int | float) else "–", accuracy,
+        model.facts.get("tokens"),
     )  # fmt: skip
 
 
