@@ -23,7 +23,7 @@ GAIN = 4.0  # of h before the head
 
 
 class _Recurrence(torch.autograd.Function):
-    """The loop in time with its gradient written out: a third of autograd's work, and no graph of T nodes."""
+    """The loop in time with its gradient written out, so that autograd keeps no graph of T nodes."""
 
     @staticmethod
     def forward(
