@@ -39,6 +39,7 @@ from hepta.training.splits import Splits, make_splits
 from hepta.training.task_tokenizer import task_tokenizer
 
 VERSION = 1
+FRESH_RATE = 0.15  # over the width: peak rate of a fresh Transformer, 7.8e-4 for 192
 ENCODER_RATE = 59.0  # over the width squared: peak rate of tuning a pretrained BERT, 4.0e-4 for 384, 1.0e-4 for 768
 
 
@@ -172,6 +173,8 @@ class Work:
 
     def _rate(self, fresh: bool) -> float:
         shape = self.model.config
+        if fresh and self.model.blocks:
+            return FRESH_RATE / shape.hidden_size
         if fresh or self.config.method == "lora":
             return automatic_lr(shape)
         return ENCODER_RATE / shape.hidden_size**2 if self.model.masked else automatic_tuning_lr(shape)
