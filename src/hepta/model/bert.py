@@ -212,12 +212,16 @@ class Bert(Network):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Draw fresh weights as BERT's authors did: N(0, 0.02²); norms 1, biases 0."""
+        """Draw fresh weights as BERT's authors did, N(0, 0.02²), norms 1, biases 0; but the token embedding.
+
+        Token embeddings N(0, 1 / D), as in ``Decoder.init_weights``: with 0.02 a narrow model learns later.
+        """
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
                 parameter.fill_(1.0 if "LayerNorm.weight" in name else 0.0)
                 continue
-            parameter.copy_(keyed_normal(seed, name, parameter.shape, 0.02))
+            std = self.config.hidden_size**-0.5 if "word_embeddings" in name else 0.02
+            parameter.copy_(keyed_normal(seed, name, parameter.shape, std))
 
     def from_disk(self, name: str, tensor: Tensor) -> Stored | None:
         """Old files say gamma and beta; files of the bare encoder lack ``bert.``; the decoder's copies are tied."""
