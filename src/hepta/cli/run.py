@@ -49,10 +49,10 @@ def run(
 def show(result: RunResult) -> str:
     """Stages, the last model's answers, and where to look next."""
     lines = [f"{result.name}: {len(result.stages)} stages in {duration(result.seconds)}", ""]
+    width = max((len(stage.id) for stage in result.stages), default=0)
     for stage in result.stages:
-        lines.append(
-            f"  {stage.id:10} {'already done' if stage.skipped else duration(stage.seconds):>12}  {stage.output}"
-        )
+        took = "already done" if stage.skipped else duration(stage.seconds)
+        lines.append(f"  {stage.id:{width}} {took:>12}  {stage.output}")
     chats = [s for s in result.stages if s.verb == "sft"]
     if chats:
         lines += ["", *answers(Path(chats[-1].output) / "samples.jsonl")]
