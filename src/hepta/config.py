@@ -62,9 +62,28 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), frozen=True)
 
     @classmethod
+    def alternatives(cls) -> "dict[tuple[str, str], type[Config]]":
+        """Other classes of a verb's keys, by the key and value that choose them; none, as a rule."""
+        return {}
+
+    @classmethod
     def chosen(cls, values: Mapping[str, Any]) -> "type[Config]":
         """The class these values are for: itself, unless a verb's keys depend on one of them."""
-        return cls
+        found = (other for (key, value), other in cls.alternatives().items() if values.get(key) == value)
+        return next(found, cls)
+
+    @classmethod
+    def described(cls, prefix: str = "") -> list[str]:
+        """A line for each key: name, default, meaning; nested keys by their dotted names."""
+        lines: list[str] = []
+        for name, field in cls.model_fields.items():
+            value = None if field.is_required() else field.get_default(call_default_factory=True)
+            if isinstance(value, Config):
+                lines += value.described(f"{prefix}{name}.")
+                continue
+            default = "" if field.is_required() else f" (default {value})"
+            lines.append(f"{prefix}{name}{default}: {field.description}")
+        return lines
 
     @classmethod
     def fields_of_kind(cls, kind: str) -> list[str]:

@@ -80,20 +80,16 @@ def to_json(result: Any) -> str:
 
 
 def describe_keys(verb: str) -> str:
-    """The keys of a verb's config as help text: name, default, meaning; nested keys by their dotted names."""
-    lines: list[str] = []
+    """The keys of a verb's config as help text.
 
-    def describe(config_class: type[Config], prefix: str) -> None:
-        for name, field in config_class.model_fields.items():
-            value = None if field.is_required() else field.get_default(call_default_factory=True)
-            if isinstance(value, Config):
-                describe(type(value), f"{prefix}{name}.")
-                continue
-            default = "" if field.is_required() else f" (default {value})"
-            lines.extend([f"{prefix}{name}{default}: {field.description}", ""])
-
-    describe(VERBS[verb].load_config_class(), "")
-    return "\n".join(["Keys (key=value):", "", *lines])
+    Where one key decides which others there are, the keys that differ follow under its value.
+    """
+    config_class = VERBS[verb].load_config_class()
+    keys = config_class.described()
+    lines = ["Keys (key=value):", *keys]
+    for (key, value), other in config_class.alternatives().items():
+        lines += [f"Keys that differ with {key}={value}:", *(line for line in other.described() if line not in keys)]
+    return "\n\n".join([*lines, ""])
 
 
 def guarded(work: Callable[[], Any]) -> int:

@@ -1,6 +1,5 @@
 """The keys of training: what ``hepta pretrain`` and ``hepta sft`` accept (no torch here)."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -179,9 +178,9 @@ class TuneConfig(LoopConfig):
     augment: float = identity(0.0, "share of training rows with a changed copy beside them in each epoch", ge=0, le=4)
 
     @classmethod
-    def chosen(cls, values: Mapping[str, Any]) -> type[Config]:
-        """The class of the task's keys: translation has its own."""
-        return TranslateConfig if values.get("task") == "translate" else cls
+    def alternatives(cls) -> dict[tuple[str, str], type[Config]]:
+        """Translation has keys of its own."""
+        return {("task", "translate"): TranslateConfig}
 
     @field_validator("task", mode="before")
     @classmethod
