@@ -13,9 +13,9 @@ ROOT = Path(__file__).parent.parent
 LARGE = ("smollm2-135m", "minilm")
 HISTORY = ["feedforward", "lstm", "gpt2", "nano"]
 TINY = {
-    "recipes/history.yaml": "raw.names=[sanguo-zh,c4-sample] tok.vocab_size=1024 "
+    "recipes/history.yaml": "raw.names=[sentences-zh,c4-sample] tok.vocab_size=1024 "
     + " ".join(f"{id}.max_steps=2 {id}.minutes=null {id}.batch_tokens=256" for id in HISTORY),
-    "recipes/demo.yaml": "raw.names=[sanguo-zh,c4-sample] tok.vocab_size=1024 base.max_steps=4 base.minutes=null "
+    "recipes/demo.yaml": "raw.names=[sentences-zh,c4-sample] tok.vocab_size=1024 base.max_steps=4 base.minutes=null "
     "base.sequence_length=64 base.batch_tokens=256 base.compile=off chat.max_steps=4 chat.sequence_length=64 "
     "chat.batch_tokens=256 chat.compile=off "
     "feedforward.max_steps=4 feedforward.minutes=null feedforward.batch_tokens=256 "
