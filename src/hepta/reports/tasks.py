@@ -13,6 +13,7 @@ from hepta.reports.views import number, size
 MOST_CLASSES = 20  # drawn in the confusion matrix: the commonest ones
 MOST_TEXT = 400  # characters of a text on the page
 CELL, LABELS = 34, 150
+LEAN = 80  # what the label of the last column reaches beyond it
 
 
 def view_tasks(record: RunRecord) -> list[dict[str, Any]]:
@@ -67,7 +68,8 @@ def _figures(stage: StageRecord, test: dict[str, Any]) -> list[tuple[str, str, M
 
 def confusion_svg(labels: Sequence[str], matrix: Sequence[Sequence[int]], shown: Sequence[int]) -> Markup:
     """The confusion matrix as a drawing: rows are true classes, columns predicted ones, darker is a larger share."""
-    width = height = LABELS + CELL * len(shown) + 8
+    height = LABELS + CELL * len(shown) + 8
+    width = height + LEAN
     parts = [
         Markup('<svg class="confusion" viewBox="0 0 {} {}" role="img" aria-label="confusion">').format(width, height)
     ]
