@@ -179,9 +179,9 @@ class Bert(Network):
         self.cls = Heads(config) if config.head else None
 
     @property
-    def output_weight(self) -> Tensor:
-        """The embedding matrix (V, D), which is the unembedding too."""
-        return self.bert.embeddings.word_embeddings.weight
+    def embedding(self) -> nn.Embedding:
+        """The token embedding (V, D)."""
+        return self.bert.embeddings.word_embeddings
 
     @property
     def output_bias(self) -> Tensor | None:

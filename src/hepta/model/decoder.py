@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from hepta.model.attention import attend, causal_bias
 from hepta.model.config import ModelConfig
 from hepta.model.layers import Linear, RMSNorm, join_heads, keyed_normal
-from hepta.model.network import Cache, Network, Stored, count_positions
+from hepta.model.network import Cache, Network, Stored, count_positions, untied_head
 
 
 def rope_tables(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -131,12 +131,12 @@ class Decoder(Network):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.model = Trunk(config)
-        self.lm_head = None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = untied_head(config)
 
     @property
-    def output_weight(self) -> Tensor:
-        """The unembedding matrix (V, D): the head's own, or the embedding when tied."""
-        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+    def embedding(self) -> nn.Embedding:
+        """The token embedding (V, D)."""
+        return self.model.embed_tokens
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from hepta.model.cache import Slots
 from hepta.model.history import FeedForwardShape
 from hepta.model.layers import Linear, keyed_normal
-from hepta.model.network import Network
+from hepta.model.network import Network, untied_head
 
 
 def shifted(x: Tensor, segment_ids: Tensor | None, back: int) -> Tensor:
@@ -43,12 +43,12 @@ class FeedForward(Network):
         self.hidden = Linear(wide, config.intermediate_size)
         self.output = Linear(config.intermediate_size, config.hidden_size, bias=False)
         self.direct = Linear(wide, config.hidden_size, bias=False)
-        self.lm_head = None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = untied_head(config)
 
     @property
-    def output_weight(self) -> Tensor:
-        """The unembedding matrix (V, D): the head's own, or the embedding when tied."""
-        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+    def embedding(self) -> nn.Embedding:
+        """The token embedding (V, D)."""
+        return self.embed_tokens
 
     def body(
         self,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from hepta.model.attention import attend, causal_bias
 from hepta.model.layers import LayerNorm, Linear, join_heads, keyed_normal, split_heads
 from hepta.model.learned import GPT2Shape
-from hepta.model.network import Cache, Network, Stored, count_positions
+from hepta.model.network import Cache, Network, Stored, count_positions, untied_head
 
 MATRICES = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 MASKS = (".attn.bias", ".attn.masked_bias")  # buffers that old checkpoints stored
@@ -98,12 +98,12 @@ class GPT2(Network):
     def __init__(self, config: GPT2Shape) -> None:
         super().__init__(config)
         self.transformer = Trunk(config)
-        self.lm_head = None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = untied_head(config)
 
     @property
-    def output_weight(self) -> Tensor:
-        """The unembedding matrix (V, D): the head's own, or the embedding when tied."""
-        return self.transformer.wte.weight if self.lm_head is None else self.lm_head.weight
+    def embedding(self) -> nn.Embedding:
+        """The token embedding (V, D)."""
+        return self.transformer.wte
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from hepta.model.cache import Slots
 from hepta.model.history import GATES, LSTMShape
 from hepta.model.layers import Linear, keyed_normal
-from hepta.model.network import Network
+from hepta.model.network import Network, untied_head
 
 GAIN = 4.0  # of h before the head
 
@@ -124,12 +124,12 @@ class LSTM(Network):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config.hidden_size, number) for number in range(config.num_layers))
-        self.lm_head = None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = untied_head(config)
 
     @property
-    def output_weight(self) -> Tensor:
-        """The unembedding matrix (V, D): the head's own, or the embedding when tied."""
-        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+    def embedding(self) -> nn.Embedding:
+        """The token embedding (V, D)."""
+        return self.embed_tokens
 
     def body(
         self,

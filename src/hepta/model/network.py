@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hepta.model.cache import KVCache
+from hepta.model.layers import Linear
 from hepta.model.shape import Shape, TransformerShape
 
 Head = Callable[[Tensor, Tensor, Tensor | None], Any]
@@ -45,11 +46,17 @@ class Network(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype: torch.dtype | None = None
+        self.lm_head: Linear | None = None  # where the head is not tied, set by the family
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The token embedding (V, D)."""
+        raise NotImplementedError
 
     @property
     def output_weight(self) -> Tensor:
         """The unembedding matrix (V, D): the head's own, or the embedding when tied."""
-        raise NotImplementedError
+        return self.embedding.weight if self.lm_head is None else self.lm_head.weight
 
     @property
     def output_bias(self) -> Tensor | None:
@@ -118,6 +125,11 @@ class Network(nn.Module):
     def to_disk(self, name: str, tensor: Tensor) -> Stored:
         """A tensor under the name that Hugging Face's class gives it."""
         return name, tensor
+
+
+def untied_head(shape: Shape) -> Linear | None:
+    """The head's own matrix, None where the embedding serves as head."""
+    return None if shape.tied else Linear(shape.hidden_size, shape.vocab_size, bias=False)
 
 
 def unembed(rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

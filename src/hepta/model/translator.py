@@ -143,9 +143,9 @@ class Translator(Network):
         self.model = Trunk(config)
 
     @property
-    def output_weight(self) -> Tensor:
-        """The unembedding matrix (V, D): the shared embedding."""
-        return self.model.shared.weight
+    def embedding(self) -> nn.Embedding:
+        """The token embedding (V, D)."""
+        return self.model.shared
 
     @property
     def _decoder_layers(self) -> list[DecoderLayer]:
