@@ -19,7 +19,7 @@ from hepta.console import warn
 from hepta.data.files import EXAMPLE_ROWS, Policy
 from hepta.data.order import IGNORE
 from hepta.data.permutation import key_of, shuffled
-from hepta.data.tables import Column, load_table, read_text_cell
+from hepta.data.tables import Column, bare, load_table, read_text_cell
 from hepta.stage import digest_json
 from hepta.tokenizer.load import Tokenizer
 
@@ -81,8 +81,7 @@ def _simplifier() -> Any:
 
 def twin_key(text: str) -> str:
     """What makes two sources the same: NFKC, case folded, simplified characters, no punctuation and no space."""
-    folded = _simplifier().convert(unicodedata.normalize("NFKC", text).casefold())
-    return "".join(c for c in folded if unicodedata.category(c)[0] not in "PZC") or "".join(folded.split())
+    return bare(_simplifier().convert(unicodedata.normalize("NFKC", text).casefold()))
 
 
 def split_pairs(pairs: Sequence[Pair]) -> PairSplits:

@@ -142,6 +142,11 @@ def choose_columns(names: Sequence[str], columns: Sequence[Column], where: str) 
     return found
 
 
+def bare(folded: str) -> str:
+    """A text without punctuation, control characters and blanks, to compare by; punctuation alone stays."""
+    return "".join(c for c in folded if unicodedata.category(c)[0] not in "PZC") or "".join(folded.split())
+
+
 def _header(numbered: Sequence[tuple[int, Row | None]]) -> list[str]:
     """The columns of a file, in the order they are first seen."""
     rows = [row for _, row in numbered if row is not None][:HEADER_ROWS]

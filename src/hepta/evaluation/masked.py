@@ -8,7 +8,6 @@ with one tokenizer are asked the same.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from hepta.catalog.documents import Document
 from hepta.data.masking import WordUnits, mask_words
 from hepta.data.permutation import key_of
-from hepta.evaluation.perplexity import BUFFERED_DOCUMENTS, Scores, Totals, count_words, encode_framed
+from hepta.evaluation.perplexity import Scores, Totals, buffered, encode_framed, of_document
 from hepta.objectives.causal import IGNORE, token_losses
 from hepta.tokenizer.load import Tokenizer
 
@@ -55,12 +54,9 @@ def score_masked(
     """
     assert tokenizer.mask_id is not None
     found: dict[tuple[str, str], Totals] = defaultdict(Totals)
-    words, stream, training = WordUnits(tokenizer), iter(documents), model.training
+    words, training = WordUnits(tokenizer), model.training
     model.eval()
-    while buffer := list(islice(stream, BUFFERED_DOCUMENTS)):
-        kept = [document for document in buffer if document.text]
-        for document in buffer:
-            found[document.lang, document.source].empty += not document.text
+    for kept in buffered(documents, found):
         framed = encode_framed(kept, tokenizer, model.output_weight.shape[0])
         parts = sorted(_windows(framed, kept, words, tokenizer.mask_id, sequence_length), key=lambda part: len(part[1]))
         sums = [Totals() for _ in kept]
@@ -69,7 +65,7 @@ def score_masked(
             _score_batch(model, parts[-rows:], sums, tokenizer.pad_id)
             parts = parts[:-rows]
         for document, part in zip(kept, sums, strict=True):
-            found[document.lang, document.source].add(_of_document(document, part))
+            found[document.lang, document.source].add(of_document(document, part))
     model.train(training)
     return dict(found)
 
@@ -89,11 +85,3 @@ def _score_batch(model: Any, parts: list[Part], sums: list[Totals], pad: int) ->
         sums[number].nats += float(result.losses[row].double().sum())
         sums[number].correct += int(result.correct[row].sum())
         sums[number].tokens += int((wanted != IGNORE).sum())
-
-
-def _of_document(document: Document, part: Totals) -> Totals:
-    part.documents = 1
-    part.bytes, part.characters = len(document.text.encode("utf-8", "surrogatepass")), len(document.text)
-    part.words = count_words(document.text, document.lang)
-    part.document_means = part.nats / max(part.tokens, 1)
-    return part

@@ -184,11 +184,7 @@ def score_documents(
     found: dict[tuple[str, str], Totals] = defaultdict(Totals)
     training, device = model.training, model.output_weight.device
     model.eval()
-    stream = iter(documents)
-    while buffer := list(islice(stream, BUFFERED_DOCUMENTS)):
-        kept = [document for document in buffer if document.text]
-        for document in buffer:
-            found[document.lang, document.source].empty += not document.text
+    for kept in buffered(documents, found):
         framed = encode_framed(kept, tokenizer, model.output_weight.shape[0])
         windows = [w for number, ids in enumerate(framed) for w in cut_windows(len(ids), length, number)]
         windows.sort(key=lambda window: window.length)  # rows of about one length: little padding
@@ -198,9 +194,18 @@ def score_documents(
             batch, windows = windows[-rows:], windows[:-rows]
             _add(sums, batch, _score_batch(model, batch, framed, device))
         for document, part in zip(kept, sums, strict=True):
-            found[document.lang, document.source].add(_of_document(document, part))
+            found[document.lang, document.source].add(of_document(document, part))
     model.train(training)
     return dict(found)
+
+
+def buffered(documents: Iterable[Document], found: dict[tuple[str, str], Totals]) -> Iterator[list[Document]]:
+    """Documents with text, a bounded buffer at a time; those without are counted in ``found``, which makes its keys."""
+    stream = iter(documents)
+    while buffer := list(islice(stream, BUFFERED_DOCUMENTS)):
+        for document in buffer:
+            found[document.lang, document.source].empty += not document.text
+        yield [document for document in buffer if document.text]
 
 
 def _add(sums: list[Totals], windows: list[Window], result: TokenScores) -> None:
@@ -215,10 +220,11 @@ def _add(sums: list[Totals], windows: list[Window], result: TokenScores) -> None
             part.tokens += end
 
 
-def _of_document(document: Document, part: Totals) -> Totals:
+def of_document(document: Document, part: Totals) -> Totals:
+    """What was summed over a document's tokens, with the document's own counts beside it."""
     part.documents = 1
     part.bytes = len(document.text.encode("utf-8", "surrogatepass"))  # half a pair is read as U+FFFD, three bytes too
     part.characters = len(document.text)
     part.words = count_words(document.text, document.lang)
-    part.document_means = part.nats / part.tokens
+    part.document_means = part.nats / max(part.tokens, 1)  # a masked model may be asked for none of them
     return part

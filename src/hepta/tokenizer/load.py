@@ -31,7 +31,6 @@ class Tokenizer:
         stop_ids: ids that end an answer, the end of a turn first.
         special_ids: ids that no plain text gives.
         sha256: of ``tokenizer.json``.
-        encoding_sha256: of what decides the ids of plain text: equal for tokenizers that differ in specials only.
         slow_reason: why text is encoded by the slower library; "" when it is not.
     """
 
@@ -50,10 +49,15 @@ class Tokenizer:
         self.special_ids |= {self.bos_id, self.eos_id, self.pad_id}
         self.padded_size = -(-self.size // 64) * 64
         self.template_source = self._specials.template
-        self.encoding_sha256 = digest_json({key: spec.get(key) for key in ("normalizer", "pre_tokenizer", "model")})
         self._byte_level = "ByteLevel" in str(spec.get("decoder")) or "ByteLevel" in str(spec.get("pre_tokenizer"))
         self._word_pieces = spec["model"].get("type") == "WordPiece"
         self._encoder, self.slow_reason = make_encoder(spec)
+
+    @cached_property
+    def encoding_sha256(self) -> str:
+        """Of what decides the ids of plain text: equal for tokenizers that differ in specials only."""
+        spec = read_json(self.path / "tokenizer.json")
+        return digest_json({key: spec.get(key) for key in ("normalizer", "pre_tokenizer", "model")})
 
     @cached_property
     def _template(self) -> ChatTemplate:

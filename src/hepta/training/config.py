@@ -103,6 +103,11 @@ class PretrainConfig(TrainingConfig):
     document_mask: bool = identity(True, "tokens see their own document only")
 
 
+def _one_is_a_list(value: Any) -> Any:
+    """A single path stands for a list of one."""
+    return [value] if isinstance(value, str | Path) else value
+
+
 class SftConfig(TrainingConfig):
     """Teach a language model to answer, from conversations."""
 
@@ -125,10 +130,7 @@ class SftConfig(TrainingConfig):
     bad_rows: Literal["drop", "error"] = identity("drop", "rows that are no conversation: drop and count, or stop")
     validation: float = identity(0.05, "share of conversations held out", ge=0, lt=0.5)
 
-    @field_validator("data", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str | Path) else value
+    _listed = field_validator("data", mode="before")(_one_is_a_list)
 
 
 Targets = list[str] | Literal["all"]
@@ -189,10 +191,7 @@ class TuneConfig(LoopConfig):
             raise ValueError("choose classify, regress or translate")
         return value
 
-    @field_validator("data", "test_data", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str | Path) else value
+    _listed = field_validator("data", "test_data", mode="before")(_one_is_a_list)
 
     @property
     def sequences_per_step(self) -> int:
@@ -227,10 +226,7 @@ class TranslateConfig(LoopConfig):
     beam: int = identity(4, "translations under way when the test pairs are judged; 1 is greedy", ge=1)
     compile: bool | Literal["auto"] = operational(False, "stays false: no two steps have sentences of the same lengths")
 
-    @field_validator("data", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str | Path) else value
+    _listed = field_validator("data", mode="before")(_one_is_a_list)
 
     @field_validator("compile")
     @classmethod

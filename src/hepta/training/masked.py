@@ -36,14 +36,14 @@ def mask(job: Job, seed: int, texts: Sequence[str]) -> None:
         return {**row, "masked_accuracy": accuracy}
 
     job.evaluate = scores
-    job.prompts = [_hide(text, job.tokenizer, seed) for text in texts]
+    job.prompts = [_hide(text, job.tokenizer, job.train.words, seed) for text in texts]
     job.answer = lambda prompts: [_fill(job, prompt.ids) for prompt in prompts]
 
 
-def _hide(text: str, tokenizer: Any, seed: int) -> Prompt:
+def _hide(text: str, tokenizer: Any, words: WordUnits, seed: int) -> Prompt:
     """A sample prompt with some of its words hidden."""
     ids = torch.tensor([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]).numpy()
-    hidden, labels = mask_words(ids, WordUnits(tokenizer), tokenizer.mask_id, key_of("sample", seed, text))
+    hidden, labels = mask_words(ids, words, tokenizer.mask_id, key_of("sample", seed, text))
     hidden[labels >= 0] = tokenizer.mask_id
     shown = tokenizer.decode(hidden[1:-1].tolist(), skip_special=False)
     return Prompt(shown, hidden.tolist(), "fill", language_by_script(text))

@@ -114,8 +114,8 @@ def _check_tokenizer(config: PretrainConfig, name: str, model: Any, tokenizer: T
     if name not in PRESETS:
         known = read_hepta_json(resolve_model(name))
         check_matches(tokenizer, model.config.vocab_size, known.get("template"))
-    words = load_tokenizer(config.data / "tokenizer")
-    if words.encoding_sha256 != tokenizer.encoding_sha256:
+    place = config.data / "tokenizer"
+    if tokenizer.path != place and load_tokenizer(place).encoding_sha256 != tokenizer.encoding_sha256:
         raise HeptaError(f"{config.data}: made with another tokenizer than the model's; build the tokens with {name}")
 
 

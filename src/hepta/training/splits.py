@@ -15,7 +15,7 @@ from hepta.corpus.config import DedupConfig
 from hepta.corpus.duplicates import find_edges
 from hepta.corpus.shingles import shingle
 from hepta.data.files import EXAMPLE_ROWS, Policy
-from hepta.data.tables import Labelled
+from hepta.data.tables import Labelled, bare
 
 SHARES = {"test": 0.1, "val": 0.1}  # the rest is train
 SPLITS = ("train", "val", "test")
@@ -36,8 +36,7 @@ class Splits:
 
 def duplicate_key(text: str) -> str:
     """What two texts are the same by: NFKC, case folded, no punctuation (unless it is all there is), no space."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(c for c in folded if unicodedata.category(c)[0] not in "PZC") or "".join(folded.split())
+    return bare(unicodedata.normalize("NFKC", text).casefold())
 
 
 def make_splits(
