@@ -339,6 +339,19 @@ def withdraw(output: Path) -> None:
         shutil.rmtree(output, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def withdraw_if_refused(stage: Stage) -> Iterator[None]:
+    """Around the preparing of a run: input refused there leaves nothing of a new claim, since mended input is not
+    another run. What a stopped run left is kept."""
+    try:
+        yield
+    except HeptaError:
+        if stage.state == "new":
+            stage.release()
+            shutil.rmtree(stage.output, ignore_errors=True)
+        raise
+
+
 def go_on_hint(config: StageConfig) -> Interrupted:
     """The exception for a stopped stage: says that the same command goes on."""
     return Interrupted(f"{config.output}: stopped, state saved; the same command goes on from here")

@@ -1,6 +1,5 @@
 """``hepta tune --task classify | regress``: from a table of texts to a tuned model and its scores."""
 
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,10 +27,10 @@ from hepta.model.classifier import (
 from hepta.model.families import PRESETS
 from hepta.model.load import resolve_model
 from hepta.objectives.classify import Classify, Regress, balanced_weights, normalised_weights
-from hepta.stage import claim
+from hepta.stage import claim, withdraw_if_refused
 from hepta.tokenizer.load import Tokenizer, load_tokenizer
 from hepta.training.config import TuneConfig
-from hepta.training.job import Job, withdraw_if_refused
+from hepta.training.job import Job
 from hepta.training.judge import Judged, TuneResult, already_tuned, finish_tuning, judge
 from hepta.training.loop import train
 from hepta.training.resolve import automatic_lr, automatic_tuning_lr
@@ -55,12 +54,7 @@ def tune_classifier(config: TuneConfig) -> TuneResult:
         return already_tuned(stage, config)
     with withdraw_if_refused(stage):
         splits = read_splits(config)
-        try:
-            work = Work(config, splits, stage.inputs)
-        except HeptaError:
-            if stage.state == "new":
-                shutil.rmtree(config.output / "tokenizer", ignore_errors=True)
-            raise
+        work = Work(config, splits, stage.inputs)
     before = work.judge()
     outcome = train(config, stage, work.job)
     work.model.compute_dtype = None  # scored as ``hepta predict`` computes

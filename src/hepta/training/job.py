@@ -1,16 +1,13 @@
 """What a verb hands to the loop, where a run stands, and what a finished one leaves."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hepta.config import HeptaError
 from hepta.objectives.causal import Causal
-from hepta.stage import Stage, withdraw
 from hepta.training.guard import Guard
 from hepta.training.resolve import Resolved
 from hepta.training.samples import Prompt
@@ -74,15 +71,3 @@ class Outcome:
     final: dict[str, Any]
     train_loss: float  # mean of the last steps
     weights_sha256: str
-
-
-@contextlib.contextmanager
-def withdraw_if_refused(stage: Stage) -> Iterator[None]:
-    """Take back a new claim when the input turns out wrong before any work: mended input is not another run."""
-    try:
-        yield
-    except HeptaError:
-        if stage.state == "new":
-            stage.release()
-            withdraw(stage.output)
-        raise

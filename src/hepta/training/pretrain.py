@@ -14,12 +14,12 @@ from hepta.model.load import build_model, read_hepta_json, read_tensors, resolve
 from hepta.model.network import Network
 from hepta.objectives.causal import Causal
 from hepta.planning.plan import read_shape
-from hepta.stage import claim, read_manifest
+from hepta.stage import claim, read_manifest, withdraw_if_refused
 from hepta.tokenizer.contract import add_mask
 from hepta.tokenizer.load import Tokenizer, check_matches, load_tokenizer
 from hepta.training.config import PretrainConfig
 from hepta.training.counting import count
-from hepta.training.job import Job, withdraw_if_refused
+from hepta.training.job import Job
 from hepta.training.loop import train
 from hepta.training.masked import mask
 from hepta.training.resolve import automatic_lr

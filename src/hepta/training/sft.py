@@ -25,11 +25,11 @@ from hepta.model.adapters import (
 from hepta.model.load import load_model, read_hepta_json, refuse_translator, resolve_model, save_model
 from hepta.model.network import Network
 from hepta.objectives.causal import Causal
-from hepta.stage import claim
+from hepta.stage import claim, withdraw_if_refused
 from hepta.tokenizer.load import check_matches, load_tokenizer
 from hepta.training.config import SftConfig
 from hepta.training.evaluate import bytes_per_token, evaluate
-from hepta.training.job import Job, withdraw_if_refused
+from hepta.training.job import Job
 from hepta.training.loop import train
 from hepta.training.pretrain import restore_weights
 from hepta.training.resolve import automatic_lr, automatic_tuning_lr

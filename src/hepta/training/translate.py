@@ -1,6 +1,5 @@
 """``hepta tune --task translate``: an encoder–decoder Transformer from sentence pairs, judged by BLEU and chrF."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ from hepta.model.families import PRESETS
 from hepta.model.load import build_model, save_model
 from hepta.model.translator import Translator
 from hepta.objectives.translation import Translation
-from hepta.stage import atomic_directory, claim, write_atomic, write_json
+from hepta.stage import atomic_directory, claim, withdraw_if_refused, write_atomic, write_json
 from hepta.tokenizer.load import Tokenizer, load_tokenizer
 from hepta.training.config import TranslateConfig
-from hepta.training.job import Job, withdraw_if_refused
+from hepta.training.job import Job
 from hepta.training.loop import train
 from hepta.training.pretrain import restore_weights
 from hepta.training.result import TrainingResult, already_done, finish
@@ -70,15 +69,9 @@ def _bleu_of(row: dict[str, Any]) -> dict[str, Any]:
 def _prepare(config: TranslateConfig) -> tuple[Job, PairSplits, dict[str, Any]]:
     pairs, loading = load_pairs(config.data, config.text, config.label, config.bad_rows)
     splits = split_pairs(pairs)
-    model, tokenizer, own = _model(config, splits.train)
-    try:
-        encoded = {
-            side: encode_pairs(getattr(splits, side), tokenizer, config.sequence_length) for side in ("train", "val")
-        }
-    except HeptaError:
-        if own is not None:
-            shutil.rmtree(own)  # mended input is not another run
-        raise
+    model, tokenizer = _model(config, splits.train)
+    sides, length = ("train", "val"), config.sequence_length
+    encoded = {side: encode_pairs(getattr(splits, side), tokenizer, length) for side in sides}
     order = PairOrder(encoded["train"][0], tokenizer.pad_id, config.rows, config.seed)
     report = {
         "loading": loading, **splits.report, **{side: counts for side, (_, counts) in encoded.items()},
@@ -102,22 +95,22 @@ def _prepare(config: TranslateConfig) -> tuple[Job, PairSplits, dict[str, Any]]:
     return job, splits, report
 
 
-def _model(config: TranslateConfig, train: Sequence[Pair]) -> tuple[Translator, Tokenizer, Path | None]:
-    """The model, its tokenizer, and the folder of a tokenizer that was trained for this run."""
+def _model(config: TranslateConfig, train: Sequence[Pair]) -> tuple[Translator, Tokenizer]:
+    """The model and its tokenizer, trained for this run where none is given."""
     if config.model not in PRESETS:
         if config.tokenizer is not None:
             raise HeptaError(f"tokenizer {config.tokenizer}: {config.model} has its own; leave the key out")
         model, tokenizer = open_translator(config.model)
-        return _with_dropout(model, config.dropout), tokenizer, None
-    own = None if config.tokenizer is not None else config.output / "tokenizer"
-    if own is not None and not own.is_dir():
-        train_pair_tokenizer(train, config.vocab_size, own)
-    tokenizer = load_tokenizer(config.tokenizer or config.output / "tokenizer")
+        return _with_dropout(model, config.dropout), tokenizer
+    place = config.tokenizer or config.output / "tokenizer"
+    if config.tokenizer is None and not place.is_dir():
+        train_pair_tokenizer(train, config.vocab_size, place)
+    tokenizer = load_tokenizer(place)
     model = build_model(config.model, tokenizer.padded_size, config.seed)
     if not isinstance(model, Translator):
         raise HeptaError(f"model {config.model!r}: is no translator; use transformer-nano or transformer-base")
     ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-    return _with_dropout(model, config.dropout, **ends), tokenizer, own
+    return _with_dropout(model, config.dropout, **ends), tokenizer
 
 
 def _with_dropout(model: Translator, dropout: float, **ids: int) -> Translator:
