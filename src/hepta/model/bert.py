@@ -193,6 +193,16 @@ class Bert(Network):
         """The layers."""
         return list(self.bert.encoder.layer)
 
+    @property
+    def attention_outputs(self) -> list[nn.Module]:
+        """What reads each layer's heads."""
+        return [block.get_submodule("attention.output.dense") for block in self.blocks]
+
+    @property
+    def neuron_outputs(self) -> list[nn.Module]:
+        """What reads each layer's neurons."""
+        return [block.get_submodule("output.dense") for block in self.blocks]
+
     def body(
         self,
         input_ids: Tensor,

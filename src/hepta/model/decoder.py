@@ -143,6 +143,16 @@ class Decoder(Network):
         """The layers."""
         return list(self.model.layers)
 
+    @property
+    def attention_outputs(self) -> list[nn.Module]:
+        """What reads each layer's heads."""
+        return [block.get_submodule("self_attn.o_proj") for block in self.blocks]
+
+    @property
+    def neuron_outputs(self) -> list[nn.Module]:
+        """What reads each layer's neurons."""
+        return [block.get_submodule("mlp.down_proj") for block in self.blocks]
+
     def body(
         self,
         input_ids: Tensor,

@@ -50,6 +50,11 @@ class FeedForward(Network):
         """The token embedding (V, D)."""
         return self.embed_tokens
 
+    @property
+    def neuron_outputs(self) -> list[nn.Module]:
+        """What reads the hidden layer."""
+        return [self.output]
+
     def body(
         self,
         input_ids: Tensor,

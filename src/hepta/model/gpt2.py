@@ -110,6 +110,16 @@ class GPT2(Network):
         """The layers."""
         return list(self.transformer.h)
 
+    @property
+    def attention_outputs(self) -> list[nn.Module]:
+        """What reads each layer's heads."""
+        return [block.get_submodule("attn.c_proj") for block in self.blocks]
+
+    @property
+    def neuron_outputs(self) -> list[nn.Module]:
+        """What reads each layer's neurons."""
+        return [block.get_submodule("mlp.c_proj") for block in self.blocks]
+
     def body(
         self,
         input_ids: Tensor,

@@ -68,6 +68,16 @@ class Network(nn.Module):
         """Layers of equal shape, each of which may be compiled alone."""
         return []
 
+    @property
+    def attention_outputs(self) -> list[nn.Module]:
+        """Of each attention, the linear map that reads all its heads side by side (…, H · K), head 0 first."""
+        return []
+
+    @property
+    def neuron_outputs(self) -> list[nn.Module]:
+        """Of each MLP, the linear map that reads its neurons (…, F)."""
+        return []
+
     def body(
         self,
         input_ids: Tensor,

@@ -148,6 +148,21 @@ class Translator(Network):
         return self.model.shared
 
     @property
+    def _layers(self) -> list[nn.Module]:
+        return [*self.model.encoder.layers, *self.model.decoder.layers]
+
+    @property
+    def attention_outputs(self) -> list[nn.Module]:
+        """What reads the heads: of the encoder's layers, of the decoder's to itself, of the decoder's to the source."""
+        own = [layer.get_submodule("self_attn.out_proj") for layer in self._layers]
+        return [*own, *(layer.encoder_attn.out_proj for layer in self._decoder_layers)]
+
+    @property
+    def neuron_outputs(self) -> list[nn.Module]:
+        """What reads the neurons: of the encoder's layers, then of the decoder's."""
+        return [layer.get_submodule("fc2") for layer in self._layers]
+
+    @property
     def _decoder_layers(self) -> list[DecoderLayer]:
         return [layer for layer in self.model.decoder.layers if isinstance(layer, DecoderLayer)]
 
