@@ -4,7 +4,7 @@ import pytest
 
 from hepta.model.config import ModelConfig
 from hepta.model.shape import mean_keys
-from hepta.planning.cost import flops_per_token, rule_of_thumb_flops, training_flops
+from hepta.planning.cost import flops_per_token, rule_of_thumb_flops, step_flops, training_flops
 
 LLAMA = ModelConfig(
     vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_layers=32, num_heads=32, num_kv_heads=32,
@@ -51,3 +51,13 @@ def test_twenty_tokens_a_parameter_of_7b_is_the_textbooks_5_45e21():
     assert flops / (8 * 400e12) / 86400 == pytest.approx(19.7, abs=0.1)  # days on 8×H100
     exact = training_flops(LLAMA, 20 * parameters, 1)  # no attention, no input embedding: a little less
     assert 0.97 < exact / flops < 1
+
+
+def test_a_frozen_base_saves_the_products_that_would_be_its_gradients():
+    T, rank = 512, 16
+    parts = LLAMA.token_flops(T)
+    adapters = rank * 32 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
+    assert step_flops(LLAMA, T) == 3 * parts.total == training_flops(LLAMA, 1, T)
+    frozen = step_flops(LLAMA, T, adapters)
+    assert step_flops(LLAMA, T) - frozen == pytest.approx(parts.total - parts.attention - 6 * adapters)
+    assert step_flops(LLAMA, T, adapters, recompute=True) - frozen == parts.total

@@ -74,6 +74,20 @@ def test_recomputation_is_used_only_where_it_is_needed_and_costs_a_forward():
     assert tight.tokens_per_second == pytest.approx(wide.tokens_per_second * 3 / 4, rel=0.01)
 
 
+def test_training_that_fits_says_how_fast_and_how_long():
+    entry = plan(PlanConfig(model="7b", devices=["4090"], tokens=1e7)).devices[0]
+    full, lora, qlora, *inference = entry.verdicts
+    assert "tokens/s" not in full.text
+    assert (entry.tokens_per_second, entry.seconds) == (full.tokens_per_second, full.seconds)
+    for verdict, forwards in ((lora, 3), (qlora, 2)):  # LoRA recomputes its layers here, QLoRA need not
+        assert verdict.recompute == (forwards == 3)
+        expected = 0.4 * 165.2e12 / (forwards * 2 * 6.44e9)  # embedding and norms do not multiply
+        assert verdict.tokens_per_second == pytest.approx(expected, rel=0.1)  # attention and adapters are the rest
+        assert verdict.seconds == pytest.approx(1e7 / verdict.tokens_per_second, rel=0.01)
+        assert "tokens/s" in verdict.text
+    assert [v.tokens_per_second for v in inference] == [None] * 3
+
+
 def test_this_machines_row_uses_its_measured_peak():
     entry = plan(PlanConfig(model="nano", devices=["cpu"])).devices[0]
     assert entry.peak_tflops == 0.8
@@ -94,6 +108,13 @@ def test_utilisation_tokens_and_price_scale_time_and_cost():
 def test_device_names_are_read_as_people_write_them(word):
     found = devices.find_device(word)
     assert (found.memory_gb, found.count) == (24, 2 if word.startswith("2 ") or word.startswith("2x") else 1)
+
+
+@pytest.mark.parametrize("word", ["1080ti", "3070", "3090", "4090", "5090", "a100", "h100", "8xH100", "h200"])
+def test_cards_people_ask_about_are_known(word):
+    found = devices.find_device(word)
+    assert 8 <= found.memory_gb <= 141
+    assert found.usd_per_hour
 
 
 @pytest.mark.parametrize("word", ["4091", "", "0x4090", "x", "2xcpu", "h100x8y"])

@@ -29,6 +29,25 @@ def training_flops(config: Shape, tokens: float, sequence_length: int) -> float:
     return TRAINING_FACTOR * tokens * flops_per_token(config, sequence_length)
 
 
+def step_flops(config: Shape, sequence_length: int, adapters: int | None = None, recompute: bool = False) -> float:
+    """FLOPs of one token of a training step.
+
+    All weights: one forward and a backward of two. With adapters on a frozen base, the base's maps and head need no
+    gradient of their own, so their backward is one product; attention has no weights and keeps both.
+
+    Args:
+        config: the model's shape.
+        sequence_length: T.
+        adapters: parameters of the adapters where the base is frozen; None trains all weights.
+        recompute: every layer's forward is done twice.
+    """
+    parts = config.token_flops(sequence_length)
+    again = parts.total if recompute else 0.0
+    if adapters is None:
+        return TRAINING_FACTOR * parts.total + again
+    return 2 * parts.total + parts.attention + 2.0 * TRAINING_FACTOR * adapters + again
+
+
 def rule_of_thumb_flops(parameters: float, tokens: float) -> float:
     """The literature's 6·N·D: six FLOPs per parameter and token, attention's products left out."""
     return 6.0 * parameters * tokens

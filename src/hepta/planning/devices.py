@@ -3,8 +3,10 @@
 A card sold as 11 GB holds 11 GiB, 11.8 × 10⁹ bytes; the driver, the context and the allocator's gaps take about
 what that is more than 11 × 10⁹. So plans compare with the number on the box, in GB of 10⁹ bytes.
 
-Peaks are the makers' listed dense rates with fp32 accumulation (tensor cores where the card has them);
-prices are round figures for renting one device for an hour. Both are assumptions, printed with every plan.
+Peaks are the makers' listed dense rates with fp32 accumulation (tensor cores where the card has them), from
+NVIDIA's architecture whitepapers (GeForce: Pascal, Turing, Ampere GA102, Ada, RTX Blackwell) and datasheets (T4, V100,
+L4, A100 80 GB SXM, H100 SXM, H200 SXM). Prices are round figures for renting one device for an hour. Both are
+assumptions, printed with every plan.
 """
 
 import re
@@ -38,6 +40,7 @@ _LISTED = (
     Device("3090", 24, 71.0, "bf16", 0.25),
     Device("4080", 16, 97.5, "bf16", 0.30),
     Device("4090", 24, 165.2, "bf16", 0.40),
+    Device("5090", 32, 209.5, "bf16", 0.60),
     Device("t4", 16, 65.0, "fp16", 0.20),
     Device("v100", 16, 125.0, "fp16", 0.40),
     Device("l4", 24, 121.0, "bf16", 0.50),

@@ -1,6 +1,6 @@
 """``hepta plan``: parameters, memory, tokens, time and cost of a model before anything is spent."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from hepta.catalog.models import model_names, model_path
@@ -9,7 +9,7 @@ from hepta.model.families import PRESETS, from_hf, preset
 from hepta.model.history import NGramShape
 from hepta.model.shape import Shape
 from hepta.planning.config import PlanConfig
-from hepta.planning.cost import TRAINING_FACTOR, flops_per_token, rule_of_thumb_flops, training_flops
+from hepta.planning.cost import flops_per_token, rule_of_thumb_flops, step_flops, training_flops
 from hepta.planning.devices import Device, find_device
 from hepta.planning.memory import METHODS, TRAINING, Memory, Setting, adapter_parameters, memory
 from hepta.stage import read_json
@@ -22,7 +22,7 @@ LABELS = {method: method if method in TRAINING else f"inference {method}" for me
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether one method fits one device, and what it needs there (GB per device)."""
+    """Whether one method fits one device, what it needs there (GB per device), and how fast it trains if it fits."""
 
     method: str
     fits: bool
@@ -31,6 +31,8 @@ class Verdict:
     has_gb: float
     classes_gb: dict[str, float]
     text: str
+    tokens_per_second: float | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -135,22 +137,34 @@ def judge(config: Shape, method: str, device: Device, setting: Setting) -> Verdi
     return Verdict(method, fits, recompute, round(needs, 3), has, _gigabytes(found), text)
 
 
+def _timed(verdict: Verdict, config: Shape, setting: Setting, flops_per_second: float, tokens: float) -> Verdict:
+    """A training method's verdict with its tokens a second, said where it fits."""
+    if verdict.method not in TRAINING:
+        return verdict
+    adapters = None if verdict.method == "full" else adapter_parameters(config, setting.rank)
+    rate = flops_per_second / step_flops(config, setting.sequence_length, adapters, verdict.recompute)
+    text = f"; {count_text(rate)} tokens/s, {time_text(tokens / rate)}" if verdict.fits else ""
+    return replace(
+        verdict, text=verdict.text + text, tokens_per_second=float(f"{rate:.3g}"), seconds=round(tokens / rate, 1)
+    )
+
+
 def plan_device(
     config: Shape, device: Device, request: PlanConfig, tokens: float, setting: Setting
 ) -> DevicePlan:
     """Every method's verdict on a device, and the time full pretraining would take there, fitting or not."""
-    verdicts = [judge(config, method, device, setting) for method in METHODS]
     share = request.utilisation or device.utilisation
-    flops = TRAINING_FACTOR * flops_per_token(config, setting.sequence_length)
-    again = (TRAINING_FACTOR + 1) / TRAINING_FACTOR if verdicts[0].recompute else 1.0  # a second forward
-    rate = device.count * device.tflops * 1e12 * share / (flops * again)
-    seconds = tokens / rate
+    rate = device.count * device.tflops * 1e12 * share
+    verdicts = [_timed(judge(config, name, device, setting), config, setting, rate, tokens) for name in METHODS]
+    full = verdicts[0]
+    assert full.tokens_per_second is not None
+    assert full.seconds is not None
     price = device.usd_per_hour if request.price is None else request.price
     return DevicePlan(
         device.name, device.count, device.memory_gb, device.tflops,
         f"{device.precision}, {'measured here' if device.measured else 'listed by the maker'}", share, verdicts,
-        float(f"{rate:.3g}"), round(seconds, 1),
-        None if price is None else round(price * device.count * seconds / 3600, 2),
+        full.tokens_per_second, full.seconds,
+        None if price is None else round(price * device.count * full.seconds / 3600, 2),
     )  # fmt: skip
 
 
@@ -192,6 +206,7 @@ def _assumptions(config: PlanConfig, devices: list[Device], length: int) -> list
         "GB are 10⁹ bytes; a card counts for the number on its box, the driver takes what is above",
         "full training is AdamW in mixed precision, 16 bytes per parameter, plus 2 for bf16 copies unless recomputed",
         f"LoRA and QLoRA: rank {config.rank} on every linear layer; QLoRA and 4-bit leave embedding and head in bf16",
+        "their rates: a frozen matrix needs no gradient; turning 4 bits back into 16 is not counted",
         f"{config.micro_batch} × {length} tokens at once; attention fused but on a CPU; logits by 1,024 rows",
         "several devices: weights, gradients and moments split evenly over them",
     ]
