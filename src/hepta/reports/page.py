@@ -62,8 +62,14 @@ def environment() -> Environment:
     return made
 
 
-def _asset(name: str) -> str:
-    return files("hepta.reports").joinpath("templates", name).read_text(encoding="utf-8")
+def asset(name: str, room: str = "hepta.reports") -> str:
+    """The text of a style or script among a room's templates."""
+    return files(room).joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def digest_script(script: str) -> str:
+    """What the content policy knows the page's own script by: base64 of its sha256."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 SECTIONS: dict[str, Callable[[RunRecord], Any]] = {
@@ -87,12 +93,11 @@ def render(record: RunRecord) -> str:
             parts.append(Markup(jinja.get_template(f"{name}.html").render(values)))
         except (TypeError, ValueError, AttributeError, KeyError, UndefinedError) as error:
             record.problems.append(f"part {name!r} left out, its facts have an unknown form: {error}")
-    script = _asset("page.js")
+    script = asset("page.js")
     return jinja.get_template("page.html").render(
         name=record.name, parts=parts, problems=record.problems, stages=values["stages"],
         missing=[stage for stage in record.stages if stage.status != "done"],
-        style=Markup(_asset("page.css")), script=Markup(script),
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        style=Markup(asset("page.css")), script=Markup(script), script_digest=digest_script(script),
     )  # fmt: skip
 
 
