@@ -1,5 +1,7 @@
 """Softmax attention, causal or not: which positions are seen, and the products, fast in training on a CPU."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -7,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BLOCK = 128  # queries whose scores are alive at once; 64 and 256 were slower (docs/model.md)
+_recorders: list[Callable[[Tensor], None]] = []  # called with the weights of every ``attend``; none, as a rule
 
 
 def visible(query: Tensor, key: Tensor, window: int | None) -> Tensor:
@@ -64,11 +67,47 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool = 
     Returns:
         (B, H, T, K)
     """
+    if _recorders:
+        weights = attention_weights(q, k, bias, causal)
+        for recorder in _recorders:
+            recorder(weights)
     if q.device.type == "cpu":
         grad = torch.is_grad_enabled()
         return _BlockAttention.apply(q, k, v, bias, causal) if grad else _in_blocks(q, k, v, bias, causal)
     plain, shared = causal and bias is None, q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=plain, enable_gqa=shared)
+
+
+@torch.no_grad()
+def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None, causal: bool = True) -> Tensor:
+    """The probabilities by which ``attend`` weighs the values (B, H, T, S), in float32; arguments as there."""
+    shared = q.float().unflatten(1, (k.shape[1], -1))  # (B, H / groups, groups, T, K)
+    scores = (shared * q.shape[-1] ** -0.5 @ k.float()[:, :, None].transpose(-1, -2)).flatten(1, 2)
+    _add_bias(scores, bias, 0, causal)
+    return scores.softmax(-1)
+
+
+@contextmanager
+def record_attention(reduce: Callable[[Tensor], Any] | None = None) -> Iterator[list[Any]]:
+    """Within the block, keep the probabilities of every ``attend``: those of layer 0 first.
+
+    Args:
+        reduce: makes what is kept of one call's probabilities (B, H, T, S) float32; None keeps them as they are, which
+            for long texts is H · T² · 4 bytes a layer.
+
+    Yields:
+        a list that grows by one entry for each call of ``attend``.
+    """
+    kept: list[Any] = []
+
+    def recorder(weights: Tensor) -> None:
+        kept.append(weights if reduce is None else reduce(weights))
+
+    _recorders.append(recorder)
+    try:
+        yield kept
+    finally:
+        _recorders.remove(recorder)
 
 
 def _blocks(length: int, total: int, causal: bool) -> list[tuple[int, int, int]]:
