@@ -1,0 +1,1 @@
+"""A look inside a model: where it attends, what its layers would say, which words and neurons decide."""
