@@ -75,7 +75,7 @@ def _adapt(config: SftConfig, model: Network, base: Path, provenance: dict[str, 
         )
     if lora_layers(model):
         raise HeptaError(
-            f"{base}: has adapters already; merge them into a model first (hepta merge), or use method=full"
+            f"{base}: has adapters already; use method=full, which folds them in and trains all weights"
         )
     targets = None if config.targets == "all" else config.targets
     attach_lora(model, config.rank, config.alpha, targets, config.dropout, config.seed)
