@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ class LossSum(NamedTuple):
 
     total: Tensor  # sum over supervised positions in nats, float32 scalar
     weight: int  # number of supervised positions
+    parts: Mapping[str, Tensor] = MappingProxyType({})  # sums that ``total`` is made of, shown beside it
 
 
 class TokenScores(NamedTuple):
@@ -77,8 +79,11 @@ def fusible_softmax_gradient(logits: Tensor, targets: Tensor, z_loss: float) -> 
 Kernel = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
-class _ChunkedLoss(torch.autograd.Function):
-    """Head, softmax and their gradients chunk by chunk, all in forward; backward only scales."""
+class ChunkedLoss(torch.autograd.Function):
+    """Head, softmax and their gradients chunk by chunk, all in forward; backward only scales.
+
+    ``of_chunk(logits (N, V), part)`` gives the summed loss of the rows ``part`` and its gradient (N, V).
+    """
 
     @staticmethod
     def forward(
@@ -86,10 +91,8 @@ class _ChunkedLoss(torch.autograd.Function):
         rows: Tensor,
         head: Tensor,
         bias: Tensor | None,
-        targets: Tensor,
         chunk: int,
-        z_loss: float,
-        kernel: Kernel,
+        of_chunk: Callable[[Tensor, slice], tuple[Tensor, Tensor]],
     ) -> Tensor:
         wants_rows, wants_head, wants_bias = ctx.needs_input_grad[:3]
         weight = head.to(rows.dtype)  # (V, D), cast once
@@ -98,11 +101,12 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_head = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
         for start in range(0, rows.shape[0], chunk):
-            x = rows[start : start + chunk]
-            loss, gradient = kernel(unembed(x, weight, bias), targets[start : start + chunk], z_loss)
+            part = slice(start, start + chunk)
+            x = rows[part]
+            loss, gradient = of_chunk(unembed(x, weight, bias), part)
             total += loss
             if grad_rows is not None:
-                torch.mm(gradient, weight, out=grad_rows[start : start + chunk])
+                torch.mm(gradient, weight, out=grad_rows[part])
             if grad_head is not None:
                 grad_head += gradient.T @ x  # summed in float32: bfloat16 sums would lose small chunks
             if grad_bias is not None:
@@ -118,10 +122,11 @@ class _ChunkedLoss(torch.autograd.Function):
         rows = grad_rows * scale.to(grad_rows.dtype) if grad_rows is not None else None
         head = (grad_head * scale).to(ctx.head_dtype) if grad_head is not None else None
         bias = (grad_bias * scale).to(ctx.head_dtype) if grad_bias is not None else None
-        return rows, head, bias, None, None, None, None
+        return rows, head, bias, None, None
 
 
-def _check(labels: Tensor, vocabulary: int) -> None:
+def check_labels(labels: Tensor, vocabulary: int) -> None:
+    """Refuse labels that are neither ``IGNORE`` nor in [0, vocabulary)."""
     wrong = labels[(labels >= vocabulary) | ((labels < 0) & (labels != IGNORE))]
     if wrong.numel():
         found = f"token id {int(wrong[0])} is outside the model's vocabulary of {vocabulary}"
@@ -168,7 +173,7 @@ def causal_loss(
     Raises:
         LabelError: a label lies outside [0, V).
     """
-    _check(labels, head.shape[0])
+    check_labels(labels, head.shape[0])
     rows, targets = hidden.flatten(0, -2), labels.flatten()
     supervised = targets != IGNORE
     weight = int(supervised.sum())
@@ -176,7 +181,9 @@ def causal_loss(
         rows, targets, _ = _gather(rows, targets)
     if not torch.is_grad_enabled():
         rows, head, bias = rows.detach(), head.detach(), None if bias is None else bias.detach()
-    total: Any = _ChunkedLoss.apply(rows, head, bias, targets, chunk, z_loss, kernel)
+    total: Any = ChunkedLoss.apply(
+        rows, head, bias, chunk, lambda logits, part: kernel(logits, targets[part], z_loss)
+    )
     return LossSum(total, weight)
 
 
@@ -188,7 +195,7 @@ def token_losses(
 
     Args: as ``causal_loss``; without a ``head``, ``hidden`` (B, T, V) holds log-probabilities. Raises: LabelError.
     """
-    _check(labels, hidden.shape[-1] if head is None else head.shape[0])
+    check_labels(labels, hidden.shape[-1] if head is None else head.shape[0])
     rows, targets = hidden.flatten(0, -2), labels.flatten()
     losses = torch.zeros(targets.shape, dtype=torch.float32, device=rows.device)
     correct = torch.zeros(targets.shape, dtype=torch.bool, device=rows.device)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hepta.objectives.causal import CHUNK, IGNORE, Kernel, fusible_softmax_gradient
+from hepta.objectives.distill import Distill
 
 
 def compile_blocks(model: Any) -> None:
@@ -17,7 +18,13 @@ def compile_blocks(model: Any) -> None:
 
 
 def compile_objective(objective: Any) -> Any:
-    """The same objective with its kernel compiled, so that its softmax visits memory twice only."""
+    """The same objective with its kernel compiled, so that its softmax visits memory twice only.
+
+    Distillation keeps its kernel, which has three softmaxes and a scatter; its teacher's blocks are compiled.
+    """
+    if isinstance(objective, Distill):
+        compile_blocks(objective.teacher)
+        return objective
     has_kernel = any(field.name == "kernel" for field in dataclasses.fields(objective))
     return dataclasses.replace(objective, kernel=compile_kernel()) if has_kernel else objective
 

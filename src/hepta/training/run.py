@@ -130,7 +130,8 @@ class Run:
         flops = TRAINING_FACTOR * flops_per_token(self.job.model.config, config.sequence_length) * tokens
         row = {
             "step": state.step, "epoch": state.step * sequences / per_epoch, "tokens_seen": state.tokens,
-            "loss": result.loss, "grad_norm": result.grad_norm, "lr": rate, "tokens_per_second": tokens / seconds,
+            "loss": result.loss, **result.parts, "grad_norm": result.grad_norm, "lr": rate,
+            "tokens_per_second": tokens / seconds,
             "mfu": flops / seconds / (self.resolved.peak_gflops * 1e9), "memory_bytes": peak_memory_bytes(),
             "seconds": state.seconds,
         }  # fmt: skip

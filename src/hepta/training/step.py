@@ -1,6 +1,6 @@
 """One optimizer step: accumulate, judge, clip, update."""
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ class StepResult:
     weight: int  # supervised tokens
     grad_norm: float  # before clipping
     skipped: str | None  # why the weights were not touched
+    parts: dict[str, float]  # means of what the loss is made of, where an objective tells
 
 
 def micro_batches(order: Any, step: int, per_step: int, micro: int) -> list[Batch]:
@@ -71,10 +72,13 @@ def run_step(
     device = parameters[0].device
     weight = sum(objective.weight(batch) for batch in batches)
     total = torch.zeros((), device=device)
+    parts: dict[str, float] = defaultdict(float)
     for batch in batches:
         part = objective(model, {name: value.to(device) for name, value in batch.items()})
         (part.total / max(weight, 1)).backward()
         total += part.total.detach()
+        for name, value in part.parts.items():
+            parts[name] += float(value) / max(weight, 1)
     loss = float(total) / max(weight, 1)
     norm = gradient_norm(parameters)
     reason = guard.verdict(loss, float(norm)) if weight else "no token of this step is supervised"
@@ -83,4 +87,4 @@ def run_step(
         set_learning_rate(optimizer, lr)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss, weight, float(norm), reason)
+    return StepResult(loss, weight, float(norm), reason, dict(parts))
