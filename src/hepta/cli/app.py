@@ -20,6 +20,7 @@ VERB_HELP = {
     "sft": "instruction tuning, full or LoRA",
     "tune": "classes or numbers from a table of texts",
     "predict": "ask a tuned model about texts",
+    "compress": "smaller models, measured: distill",
     "eval": "bits per byte and perplexity on text",
     "generate": "continue a prompt",
     "chat": "talk to a chat model",

@@ -10,7 +10,7 @@ import yaml
 from hepta.config import HeptaError, parse_yaml
 from hepta.stage import MANIFEST, UNFINISHED
 
-TRAINING_VERBS = ("pretrain", "sft", "tune")
+TRAINING_VERBS = ("pretrain", "sft", "tune", "compress distill", "compress prune")
 MOST_ROWS = 200_000  # of one metrics file; beyond it every other row is enough for a curve
 
 

@@ -49,6 +49,7 @@ VERBS: dict[str, Verb] = {
     "sft": Verb("hepta.training.config:SftConfig", "hepta.training.sft:sft"),
     "tune": Verb("hepta.training.config:TuneConfig", "hepta.training.tune:tune"),
     "predict": Verb("hepta.evaluation.config:PredictConfig", "hepta.evaluation.predict:predict"),
+    "compress distill": Verb("hepta.compression.config:DistillConfig", "hepta.compression.distill:distill"),
     "eval": Verb("hepta.evaluation.config:EvalConfig", "hepta.evaluation.text:evaluate_text"),
     "generate": Verb("hepta.generation.config:GenerateConfig", "hepta.generation.generate:generate"),
     "chat": Verb("hepta.generation.config:ChatConfig", "hepta.generation.chat:chat"),

@@ -90,17 +90,22 @@ class TrainingConfig(LoopConfig):
         return self.batch_tokens // self.sequence_length
 
 
-class PretrainConfig(TrainingConfig):
-    """Train a language model from token shards."""
+class ShardsConfig(TrainingConfig):
+    """What the verbs share that learn from token shards."""
 
     data: Path = input_path(doc="token shards (hepta tokens build)")
+    document_mask: bool = identity(True, "tokens see their own document only")
+
+
+class PretrainConfig(ShardsConfig):
+    """Train a language model from token shards."""
+
     objective: Literal["causal", "masked"] = identity(
         "causal", "predict the next token, or masked words from both sides (BERT)"
     )
     model: str = input_path(
         "auto", doc="preset (nano … 7b, gpt2-nano, bert-nano) or directory to go on from; auto: nano or bert-nano"
     )
-    document_mask: bool = identity(True, "tokens see their own document only")
 
 
 def _one_is_a_list(value: Any) -> Any:

@@ -8,16 +8,17 @@ import torch
 from hepta.config import HeptaError
 from hepta.console import warn
 from hepta.data.order import TokenOrder
+from hepta.data.shards import read_tokens_manifest
 from hepta.model.families import PRESETS
 from hepta.model.history import NGRAM_PRESETS
 from hepta.model.load import build_model, read_hepta_json, read_tensors, resolve_model, save_model
 from hepta.model.network import Network
 from hepta.objectives.causal import Causal
 from hepta.planning.plan import read_shape
-from hepta.stage import claim, read_manifest, withdraw_if_refused
+from hepta.stage import claim, withdraw_if_refused
 from hepta.tokenizer.contract import add_mask
 from hepta.tokenizer.load import Tokenizer, check_matches, load_tokenizer
-from hepta.training.config import PretrainConfig
+from hepta.training.config import PretrainConfig, ShardsConfig
 from hepta.training.counting import count
 from hepta.training.job import Job
 from hepta.training.loop import train
@@ -46,11 +47,7 @@ def pretrain(config: PretrainConfig) -> TrainingResult:
         HeptaError: no token shards, a model that does not fit their tokenizer, another run in the output.
         Interrupted: stopped by a signal, state saved.
     """
-    manifest = read_manifest(config.data) if config.data.is_dir() else None
-    if manifest is None or manifest.get("verb") != "tokens":
-        raise HeptaError(
-            f"{config.data}: no finished token shards here; make them with hepta tokens build --output {config.data}"
-        )
+    manifest = read_tokens_manifest(config.data)
     if config.model in NGRAM_PRESETS:
         return count(config, manifest, VERSION)
     stage = claim(config, "pretrain", VERSION)
@@ -71,7 +68,7 @@ def _prepare(config: PretrainConfig, manifest: dict[str, Any]) -> tuple[Job, Tok
     tokenizer = load_tokenizer(tokenizer_dir)
     model = build_model(name, tokenizer.padded_size, config.seed)
     _check_tokenizer(config, name, model, tokenizer)
-    train_order, held_out = _orders(config, manifest)
+    train_order, held_out = token_orders(config, manifest)
     provenance = {
         "verb": "pretrain", "objective": config.objective, "model": name, "data": manifest["digest"],
         "seed": config.seed, "sequence_length": config.sequence_length,
@@ -119,7 +116,8 @@ def _check_tokenizer(config: PretrainConfig, name: str, model: Any, tokenizer: T
         raise HeptaError(f"{config.data}: made with another tokenizer than the model's; build the tokens with {name}")
 
 
-def _orders(config: PretrainConfig, manifest: dict[str, Any]) -> tuple[TokenOrder, TokenOrder | None]:
+def token_orders(config: ShardsConfig, manifest: dict[str, Any]) -> tuple[TokenOrder, TokenOrder | None]:
+    """The training split in a run's order, and the held-out one; None, with a warning, where nothing is held out."""
     T, seed, mask = config.sequence_length, config.seed, config.document_mask
     order = TokenOrder(config.data, "train", T, seed, document_mask=mask)
     if manifest["facts"]["splits"].get("val", {}).get("tokens", 0):

@@ -38,6 +38,7 @@ class TrainingResult:
     p_stop: dict[str, float | None]  # sft: mean probability of the stop token where answers end, train and held_out
     prompt_language: dict[str, dict[str, int]]  # sft: asked and answered in the prompt's language, per language
     translation: dict[str, Any] = field(default_factory=dict)  # translate: scores, baselines, samples
+    teacher: dict[str, Any] = field(default_factory=dict)  # distill: its parameters and held-out scores
 
     def __str__(self) -> str:
         rows = {"model": self.model, "parameters": f"{self.parameters:,}"}
@@ -59,6 +60,9 @@ class TrainingResult:
             rows["P(stop)"] = f"{', '.join(stops)}, where answers end"
         for lang, count in self.prompt_language.items():
             rows[f"answers in {lang}"] = f"{count['right']} of {count['asked']} held-out prompts, in their language"
+        if self.teacher:
+            held_out = f", loss {self.teacher['val_loss']:.4f} held out" if "val_loss" in self.teacher else ""
+            rows["teacher"] = f"{self.teacher['parameters']:,} parameters{held_out}"
         rows |= _translation(self.translation)
         rows["peak memory"] = f"{self.peak_memory_bytes / 2**30:.2f} GiB"
         rows["weights sha256"] = self.weights_sha256
@@ -96,6 +100,7 @@ def finish(
     p_stop: dict[str, float | None] | None = None,
     prompt_language: dict[str, dict[str, int]] | None = None,
     translation: dict[str, Any] | None = None,
+    teacher: dict[str, Any] | None = None,
 ) -> TrainingResult:
     """Seal the run with its facts and give them back."""
     state, model = outcome.state, job.model
@@ -111,6 +116,7 @@ def finish(
         peak_memory_bytes=peak_memory_bytes(), skipped_steps=state.guard.skipped, precision=outcome.resolved.precision,
         compiled=outcome.resolved.compile, lr=outcome.resolved.lr, data_report=data_report,
         p_stop=p_stop or {}, prompt_language=prompt_language or {}, translation=translation or {},
+        teacher=teacher or {},
     )  # fmt: skip
     facts = {key: value for key, value in asdict(result).items() if key not in ("output", "model")}
     stage.finish(digest_json([result.weights_sha256, job.tokenizer.sha256]), facts)

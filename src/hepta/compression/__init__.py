@@ -1,0 +1,1 @@
+"""Smaller models, measured: quantise, prune, distil."""
