@@ -1,6 +1,7 @@
 """Fixtures every room shares: real public data (fetched once into the cache), a tokenizer, the command line."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -13,6 +14,7 @@ from hepta.catalog.fetch import dataset_path
 from hepta.cli.app import main
 from hepta.tokenizer.config import TokenizerConfig
 from hepta.tokenizer.train import train_tokenizer
+from shell_blocks import ROOT, Place
 
 
 @dataclass(frozen=True)
@@ -116,3 +118,11 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, wiki_en: Path, sangu
                     out.write(json.dumps({"text": json.loads(line)["text"]}, ensure_ascii=False) + "\n")
     train_tokenizer(TokenizerConfig(input=str(texts), output=folder / "out", vocab_size=640))
     return folder / "out"
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Where the shell blocks of the READMEs and the handbook are run, each command once, with tiny budgets."""
+    folder = tmp_path_factory.mktemp("place")
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    return Place(folder)
