@@ -1,6 +1,7 @@
 # make demo   raw text to a chat model, on this machine
 # make test   lint, types, import rules, tests (≤ 12 minutes on 2 cores)
 # make proof  the long proofs: slow, chaos, model, browser (≤ 60 minutes)
+# make docs   the handbook as a site in English and 中文: site/index.html
 # make setup  the environment alone
 #
 # PYTHON=python3.12        another interpreter (3.11 or newer)
@@ -14,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test proof setup lint clean
+.PHONY: demo test proof docs setup lint clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/hepta run $(RECIPE)
@@ -24,6 +25,10 @@ test: $(VENV)/.dev lint
 
 proof: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'slow or chaos or model or browser' --timeout 2400 -v
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html; its search needs a server: $(BIN)/python -m http.server -b 127.0.0.1 -d site" >&2
 
 setup: $(VENV)/.dev
 
@@ -50,4 +55,9 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "installing the tools of the tests into $(VENV) (once)" >&2
 	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.runtime
+	@echo "installing what builds the handbook into $(VENV) (once)" >&2
+	$(PIP) -e '.[docs]'
 	@touch $@
