@@ -22,6 +22,7 @@ VERB_HELP = {
     "predict": "ask a tuned model about texts",
     "compress": "smaller models, measured: distill",
     "eval": "bits per byte and perplexity on text",
+    "compare": "what a smaller model costs beside its original, and saves",
     "generate": "continue a prompt",
     "chat": "talk to a chat model",
     "plan": "parameters, memory, tokens and time, before you spend",

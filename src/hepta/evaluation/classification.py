@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from hepta.console import terminal_width
+
 Z95 = 1.959963984540054  # standard normal quantile of 0.975
 CALIBRATION_BINS = 15
 RESAMPLES = 1000
@@ -234,19 +236,12 @@ def mcnemar(truth: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
 
 def show_class_scores(scores: Mapping[str, Any]) -> list[str]:
     """A table by class and the averages, as lines; ``scores`` is ``asdict`` of ``ClassScores``."""
-    width = max(9, *(_width(c["label"]) for c in scores["classes"]))
+    width = max(9, *(terminal_width(c["label"]) for c in scores["classes"]))
     lines = [f"{'':{width}}  precision  recall     f1    rows"]
     for c in sorted(scores["classes"], key=lambda c: -c["support"]):
-        name = c["label"] + " " * (width - _width(c["label"]))
+        name = c["label"] + " " * (width - terminal_width(c["label"]))
         lines.append(f"{name}  {c['precision']:9.3f}  {c['recall']:6.3f}  {c['f1']:5.3f}  {c['support']:6,}")
     for kind in ("macro", "weighted"):
         values = [scores[name][kind] for name in ("precision", "recall", "f1")]
         lines.append(f"{kind:{width}}  {values[0]:9.3f}  {values[1]:6.3f}  {values[2]:5.3f}  {scores['rows']:6,}")
     return lines
-
-
-def _width(text: str) -> int:
-    """Columns of a terminal: Han characters take two."""
-    import unicodedata
-
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

@@ -39,3 +39,27 @@ class PredictConfig(Config):
     @classmethod
     def _one_text(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+
+class CompareConfig(StageConfig):
+    """Say what a changed model costs and saves."""
+
+    models: list[str] = input_path(..., "the original, then one or more others: model, run or adapter directories")
+    text: Path | None = input_path(None, "language models: corpus directory, or .txt and .jsonl files")
+    data: Path | None = input_path(None, "rows with answers: text, label; language models: question, choices, answer")
+    split: Literal["train", "val", "test"] | None = identity("test", "split of a corpus; plain files have none")
+    sequence_length: int | None = identity(None, "tokens per window; the length trained on if empty", ge=2)
+    max_documents: int | None = identity(300, "read the first so many documents only", ge=2)
+    max_rows: int | None = identity(500, "ask the first so many rows of data only", ge=2)
+    precision: Literal["fp32", "bf16"] = identity("bf16", "of products, and of weights that are not integers")
+    speed: bool = identity(True, "measure memory and tokens per second, each model in a process of its own")
+    rounds: int = identity(5, "times each speed is measured, in turns", ge=1)
+    threads: int | None = operational(None, "CPU threads of each process; all cores when not given", ge=1)
+    output: Path | None = operational(None, "directory for the result and its page")  # pyright: ignore
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _two(cls, value: Any) -> Any:
+        if isinstance(value, list) and len(value) < 2:
+            raise ValueError("compare needs the original and at least one other model")
+        return value

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from hepta import __version__
 from hepta.config import HeptaError
-from hepta.reports import history, outcomes, tasks, views
+from hepta.reports import compare, history, outcomes, tasks, views
 from hepta.reports.config import ReportConfig
 from hepta.reports.gather import RunRecord, gather
 from hepta.stage import write_atomic
@@ -76,10 +76,16 @@ SECTIONS: dict[str, Callable[[RunRecord], Any]] = {
     "parameters": views.parameters_of, "stages": views.view_stages, "machine": views.view_machine,
     "fetch": views.view_fetch, "corpus": views.view_corpus, "tokenizers": views.view_tokenizer,
     "tokens": views.view_tokens, "training": outcomes.view_training, "samples": outcomes.view_samples,
-    "tasks": tasks.view_tasks, "history": history.view_history, "results": outcomes.view_results,
-    "losses": outcomes.view_losses, "commands": views.view_next,
+    "tasks": tasks.view_tasks, "compared": compare.view_compare, "history": history.view_history,
+    "results": outcomes.view_results, "losses": outcomes.view_losses, "commands": views.view_next,
 }  # fmt: skip
-PARTS = ("limits", "overview", "data", "learning", "tasks", "history", "results")
+PARTS = ("limits", "overview", "data", "learning", "tasks", "history", "compare", "results")
+ALONE = {"compare": ("compare",)}  # verbs whose own page shows these parts only
+
+
+def parts_of(record: RunRecord) -> tuple[str, ...]:
+    """The parts of a page: all, unless it is of a single stage that needs few."""
+    return ALONE.get(record.stages[0].verb, PARTS) if len(record.stages) == 1 else PARTS
 
 
 def render(record: RunRecord) -> str:
@@ -88,7 +94,7 @@ def render(record: RunRecord) -> str:
     values = {name: views.guarded(section, record) for name, section in SECTIONS.items()}
     values |= {"note": str(record.recipe.get("note") or "")}
     parts = []
-    for name in PARTS:
+    for name in parts_of(record):
         try:
             parts.append(Markup(jinja.get_template(f"{name}.html").render(values)))
         except (TypeError, ValueError, AttributeError, KeyError, UndefinedError) as error:

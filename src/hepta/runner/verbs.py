@@ -51,6 +51,7 @@ VERBS: dict[str, Verb] = {
     "predict": Verb("hepta.evaluation.config:PredictConfig", "hepta.evaluation.predict:predict"),
     "compress distill": Verb("hepta.compression.config:DistillConfig", "hepta.compression.distill:distill"),
     "eval": Verb("hepta.evaluation.config:EvalConfig", "hepta.evaluation.text:evaluate_text"),
+    "compare": Verb("hepta.evaluation.config:CompareConfig", "hepta.compression.compare:compare_models"),
     "generate": Verb("hepta.generation.config:GenerateConfig", "hepta.generation.generate:generate"),
     "chat": Verb("hepta.generation.config:ChatConfig", "hepta.generation.chat:chat"),
     "plan": Verb("hepta.planning.config:PlanConfig", "hepta.planning.plan:plan"),
