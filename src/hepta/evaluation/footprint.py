@@ -4,6 +4,7 @@ A process loads its model, says how much memory that took, and then measures onc
 are asked in turns, so that a machine that slows down slows all of them.
 """
 
+import importlib
 import json
 import statistics
 import subprocess
@@ -176,14 +177,15 @@ def main(directory: Path, precision: str, threads: int) -> None:
     """The process: one JSON line after loading, one for each line read."""
     import torch
 
-    import hepta.evaluation.text
-    import hepta.generation.engine  # noqa: F401 - what only libraries take is none of the model's memory
     from hepta.model.classifier import is_classifier
 
+    # What only libraries take is none of the model's memory.
+    importlib.import_module("hepta.generation.engine")
+    importlib.import_module("hepta.tokenizer.load")
     if threads:
         torch.set_num_threads(threads)
     for dtype in (torch.float32, torch.bfloat16):
-        torch.ones(64, 64, dtype=dtype) @ torch.ones(64, 64, dtype=dtype)
+        torch.mm(torch.ones(64, 64, dtype=dtype), torch.ones(64, 64, dtype=dtype))
     before = _resident()
     measure = _classifier_rates(directory) if is_classifier(directory) else _causal_rates(directory, precision)
     measure()

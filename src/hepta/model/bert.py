@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from hepta.config import HeptaError
 from hepta.model.attention import attend, segment_bias
-from hepta.model.layers import LayerNorm, Linear, join_heads, keyed_normal, split_heads
+from hepta.model.layers import Embedding, LayerNorm, Linear, join_heads, keyed_normal, split_heads
 from hepta.model.learned import BertShape
 from hepta.model.network import Cache, Network, Stored, count_positions
 
@@ -27,9 +27,9 @@ class Embeddings(nn.Module):
     def __init__(self, shape: BertShape) -> None:
         super().__init__()
         self.dropout = shape.dropout
-        self.word_embeddings = nn.Embedding(shape.vocab_size, shape.hidden_size)
-        self.position_embeddings = nn.Embedding(shape.max_positions, shape.hidden_size)
-        self.token_type_embeddings = nn.Embedding(shape.token_types, shape.hidden_size)
+        self.word_embeddings = Embedding(shape.vocab_size, shape.hidden_size)
+        self.position_embeddings = Embedding(shape.max_positions, shape.hidden_size)
+        self.token_type_embeddings = Embedding(shape.token_types, shape.hidden_size)
         self.LayerNorm = LayerNorm(shape.hidden_size, shape.norm_eps)
 
     def forward(self, input_ids: Tensor, positions: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from hepta.model.attention import attend, causal_bias
 from hepta.model.config import ModelConfig
-from hepta.model.layers import Linear, RMSNorm, join_heads, keyed_normal
+from hepta.model.layers import Embedding, Linear, RMSNorm, join_heads, keyed_normal
 from hepta.model.network import Cache, Network, Stored, count_positions, untied_head
 
 
@@ -99,7 +99,7 @@ class Trunk(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from hepta.model.cache import Slots
 from hepta.model.history import FeedForwardShape
-from hepta.model.layers import Linear, keyed_normal
+from hepta.model.layers import Embedding, Linear, keyed_normal
 from hepta.model.network import Network, untied_head
 
 
@@ -39,7 +39,7 @@ class FeedForward(Network):
     def __init__(self, config: FeedForwardShape) -> None:
         super().__init__(config)
         wide = config.context * config.hidden_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.hidden = Linear(wide, config.intermediate_size)
         self.output = Linear(config.intermediate_size, config.hidden_size, bias=False)
         self.direct = Linear(wide, config.hidden_size, bias=False)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hepta.model.attention import attend, causal_bias
-from hepta.model.layers import LayerNorm, Linear, join_heads, keyed_normal, split_heads
+from hepta.model.layers import Embedding, LayerNorm, Linear, join_heads, keyed_normal, split_heads
 from hepta.model.learned import GPT2Shape
 from hepta.model.network import Cache, Network, Stored, count_positions, untied_head
 
@@ -66,8 +66,8 @@ class Trunk(nn.Module):
     def __init__(self, shape: GPT2Shape) -> None:
         super().__init__()
         self.dropout = shape.dropout
-        self.wte = nn.Embedding(shape.vocab_size, shape.hidden_size)
-        self.wpe = nn.Embedding(shape.max_positions, shape.hidden_size)
+        self.wte = Embedding(shape.vocab_size, shape.hidden_size)
+        self.wpe = Embedding(shape.max_positions, shape.hidden_size)
         self.h = nn.ModuleList(Block(shape, layer) for layer in range(shape.num_layers))
         self.ln_f = LayerNorm(shape.hidden_size, shape.norm_eps)
 

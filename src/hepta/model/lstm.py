@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from hepta.model.cache import Slots
 from hepta.model.history import GATES, LSTMShape
-from hepta.model.layers import Linear, keyed_normal
+from hepta.model.layers import Embedding, Linear, keyed_normal
 from hepta.model.network import Network, untied_head
 
 GAIN = 4.0  # of h before the head
@@ -122,7 +122,7 @@ class LSTM(Network):
 
     def __init__(self, config: LSTMShape) -> None:
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config.hidden_size, number) for number in range(config.num_layers))
         self.lm_head = untied_head(config)
 

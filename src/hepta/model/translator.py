@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from hepta.config import HeptaError
 from hepta.model.attention import as_bias, attend, causal_bias
-from hepta.model.layers import LayerNorm, Linear, join_heads, keyed_normal, split_heads
+from hepta.model.layers import Embedding, LayerNorm, Linear, join_heads, keyed_normal, split_heads
 from hepta.model.marian import TranslatorShape
 from hepta.model.network import Cache, Head, Network, Stored, count_positions, unembed
 
@@ -128,7 +128,7 @@ class Trunk(nn.Module):
 
     def __init__(self, shape: TranslatorShape) -> None:
         super().__init__()
-        self.shared = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.shared = Embedding(shape.vocab_size, shape.hidden_size)
         self.encoder = Stack([EncoderLayer(shape) for _ in range(shape.encoder_layers)])
         self.decoder = Stack([DecoderLayer(shape, layer) for layer in range(shape.num_layers)])
 
