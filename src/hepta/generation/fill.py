@@ -48,16 +48,25 @@ def read_masks(text: str, tokenizer: Tokenizer) -> list[int]:
         HeptaError: no mask in the text.
     """
     assert tokenizer.mask_id is not None
-    parts = MASKS.split(text)
+    parts = split_masks(text, tokenizer)
     if len(parts) == 1:
         raise HeptaError(f"nothing to fill in {text[:40]!r}: write [MASK] where a token is hidden")
-    joined = tokenizer.encode(" a") != [*tokenizer.encode(" "), *tokenizer.encode("a")]
     ids = [tokenizer.bos_id]
-    for number, part in enumerate(parts):
-        last = number == len(parts) - 1
-        ids += tokenizer.encode(part.rstrip(" ") if joined and not last else part)
-        ids += [] if last else [tokenizer.mask_id]
+    for number, (part, _) in enumerate(parts):
+        ids += [tokenizer.mask_id] if number else []
+        ids += tokenizer.encode(part)
     return [*ids, tokenizer.eos_id]
+
+
+def split_masks(text: str, tokenizer: Tokenizer) -> list[tuple[str, int]]:
+    """What stands before, between and after the masks of a text, each with the place where it begins."""
+    joined = tokenizer.encode(" a") != [*tokenizer.encode(" "), *tokenizer.encode("a")]
+    parts, start = [], 0
+    for mask in MASKS.finditer(text):
+        part = text[start : mask.start()]
+        parts.append((part.rstrip(" ") if joined else part, start))
+        start = mask.end()
+    return [*parts, (text[start:], start)]
 
 
 @torch.no_grad()

@@ -60,6 +60,11 @@ def predict_translations(config: Any, asked: Sequence[tuple[str, str | None]]) -
     return rows
 
 
+def never_chosen(model: Translator, tokenizer: Tokenizer) -> set[int]:
+    """Ids that stand in no translation: special ones but the end, and rows beyond the tokenizer's size."""
+    return {*tokenizer.special_ids, *range(tokenizer.size, model.config.vocab_size)} - {tokenizer.eos_id}
+
+
 def translate(
     model: Translator,
     tokenizer: Tokenizer,
@@ -69,8 +74,6 @@ def translate(
 ) -> list[Translated]:
     """Translate each text; a blank one stays blank.
 
-    Only real tokens are chosen: neither special ones, nor rows beyond the tokenizer's size.
-
     Args:
         model: put into evaluation mode meanwhile.
         tokenizer: its own.
@@ -78,7 +81,7 @@ def translate(
         beam: targets kept under way; 1 is greedy.
         length_penalty: α of the score.
     """
-    banned = {*tokenizer.special_ids, *range(tokenizer.size, model.config.vocab_size)} - {tokenizer.eos_id}
+    banned = never_chosen(model, tokenizer)
     sources = [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch([text.strip() for text in texts])]
     places = sorted((i for i, text in enumerate(texts) if text.strip()), key=lambda i: len(sources[i]))
     size = max(1, BATCH_ROWS // beam)

@@ -58,6 +58,11 @@ class SlowEncoder:
         """Ids (n,) uint32 of ``text``."""
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
 
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of ``text``, and the characters [start, end) of it that each touches."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
         """``encode`` of each text, on all cores."""
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)

@@ -13,7 +13,7 @@ from hepta.config import HeptaError
 from hepta.console import say
 from hepta.stage import digest_json, read_json
 from hepta.tokenizer.contract import copy_tokenizer, read_specials, vocabulary
-from hepta.tokenizer.encoding import is_structural, make_encoder
+from hepta.tokenizer.encoding import SlowEncoder, is_structural, make_encoder
 from hepta.tokenizer.pattern import byte_alphabet
 from hepta.tokenizer.template import ChatTemplate, HistoryChanged, Message
 
@@ -70,6 +70,18 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; text that spells a special token stays text, and nothing is put before or after it."""
         return self.encode_array(text).tolist()
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """``encode``, and for each id the characters [start, end) of ``text`` that it touches.
+
+        Neighbours share a character whose bytes lie in several tokens. Lone surrogates become U+FFFD.
+        """
+        clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return self._slow_encoder.encode_spans(clean)
+
+    @cached_property
+    def _slow_encoder(self) -> SlowEncoder:
+        return SlowEncoder(read_json(self.path / "tokenizer.json"))
 
     @cached_property
     def frame(self) -> tuple[list[int], list[int]]:
