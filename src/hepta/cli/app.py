@@ -27,6 +27,7 @@ VERB_HELP = {
     "chat": "talk to a chat model",
     "plan": "parameters, memory, tokens and time, before you spend",
     "doctor": "check the machine",
+    "explain": "look inside a model: attention, attribution, lens, neurons",
     "run": "all stages of a recipe, skipping what is done",
     "report": "a run as one HTML file",
 }

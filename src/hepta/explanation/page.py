@@ -6,6 +6,7 @@ as JSON without ``<``, and scripts put it there as text, never as HTML.
 """
 
 import json
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ def write_view(name: str, title: tuple[str, str], facts: dict[str, Any], templat
             ``output`` says.
         title: the heading in English and Chinese.
         facts: what JSON can hold; the script reads it as ``view.facts``.
-        template: ``templates/<template>.html`` extends ``view.html`` and may use ``facts``; ``<template>.js`` runs after
-            ``view.js``; ``<template>.css``, where there is one, is added to the common style.
+        template: ``templates/<template>.html`` extends ``view.html`` and may use ``facts``; ``<template>.js`` runs
+            after ``view.js``; ``<template>.css``, where there is one, is added to the common style.
         output: the HTML file; the facts go to the same name with ``.json``.
 
     Returns:
@@ -63,3 +64,18 @@ def embedded(facts: dict[str, Any]) -> str:
     """Facts as JSON that can stand inside a ``<script>`` element: ASCII, and nothing that could end the element."""
     text = json.dumps(facts, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\x7f", "\\u007f")
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What was written: the page, its facts' file, and the facts."""
+
+    page: str
+    file: str
+    facts: dict[str, Any]
+
+
+def explained(name: str, title: tuple[str, str], facts: dict[str, Any], output: Path | None) -> Explained:
+    """Write the page whose template has its own name; arguments as in ``write_view``."""
+    path = write_view(name, title, facts, name, output)
+    return Explained(str(path), str(path.with_suffix(".json")), facts)

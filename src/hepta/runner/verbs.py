@@ -56,6 +56,9 @@ VERBS: dict[str, Verb] = {
     "chat": Verb("hepta.generation.config:ChatConfig", "hepta.generation.chat:chat"),
     "plan": Verb("hepta.planning.config:PlanConfig", "hepta.planning.plan:plan"),
     "doctor machine": Verb("hepta.planning.config:MachineConfig", "hepta.planning.machine:probe_machine"),
+    "explain attention": Verb(
+        "hepta.explanation.config:AttentionConfig", "hepta.explanation.attention:explain_attention"
+    ),
     "report": Verb("hepta.reports.config:ReportConfig", "hepta.reports.page:write_report"),
     "run": Verb("hepta.runner.config:RunConfig", "hepta.runner.recipe:run_recipe"),
 }

@@ -1,0 +1,44 @@
+"""``hepta explain``: look inside a model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hepta.cli.command import DryRun, Json, Overrides, describe_keys, execute
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+Model = Annotated[str | None, typer.Option(help="model, run or adapter directory, or a name")]
+Text = Annotated[str | None, typer.Option(help="the text that the model reads")]
+Output = Annotated[Path | None, typer.Option(help="the page, FILE.html; its facts go to FILE.json")]
+
+
+@app.callback()
+def explain() -> None:
+    """Look inside a model. Example: hepta explain attention --model out/demo/base --text "The cat sat on the mat"
+
+    Each writes one HTML page, in English and Chinese, with its facts in a JSON file beside it.
+    """
+
+
+@app.command(epilog=describe_keys("explain attention"))
+def attention(
+    overrides: Overrides = None,
+    model: Model = None,
+    text: Text = None,
+    word: Annotated[str | None, typer.Option(help="whose links are told; the text's last word if not given")] = None,
+    occurrence: Annotated[int | None, typer.Option(help="which of the places where the word stands")] = None,
+    beside: Annotated[str | None, typer.Option(help="a second model that reads the same text")] = None,
+    output: Output = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Where each token looks, in every layer and head; --beside BERT shows one-sided and two-sided sight together.
+
+    Example: hepta explain attention --model out/demo/base --text "The cat sat on the mat" --word cat
+    """
+    from hepta.explanation.show import show_attention
+
+    options = {"model": model, "text": text, "word": word, "occurrence": occurrence, "beside": beside, "output": output}
+    execute("explain attention", options, overrides, None, dry_run, as_json, show_attention)

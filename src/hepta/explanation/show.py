@@ -1,0 +1,60 @@
+"""What the explaining verbs print: short tables for people."""
+
+from typing import Any
+
+from hepta.explanation.page import Explained
+
+MOST_LINKS = 3
+
+
+def show_attention(result: Explained) -> str:
+    """Per model and kind of attention: the word's strongest links in each layer, and the heads' habits."""
+    lines: list[str] = []
+    for model in result.facts["models"]:
+        lines += _model_lines(model)
+    return "\n".join([*lines, "", f"{result.page}  (facts: {result.file})"])
+
+
+def _model_lines(model: dict[str, Any]) -> list[str]:
+    word = model["word"]
+    lines = [f"{model['name']}: {model['family']}, {model['reads']}"]
+    if "translation" in model:
+        lines.append(f"translation: {model['translation']}")
+    if "answer" in model:
+        lines.append("answer: " + _answer(model["answer"]))
+    places = len(word["places"])
+    if places > 1:
+        lines.append(f"{word['text']!r} stands at {places} places; this is number {word['occurrence']} (--occurrence)")
+    for part in model["parts"]:
+        lines += _part_lines(part, word["text"], len(model["parts"]) > 1)
+    return lines
+
+
+def _answer(answer: dict[str, Any]) -> str:
+    return f"{answer['label']} {answer['probability']:.2f}" if "label" in answer else f"{answer['value']:.4g}"
+
+
+def _part_lines(part: dict[str, Any], word: str, named: bool) -> list[str]:
+    layers, focus = part["layers"], part["focus"]
+    keys = part["keys"] or part["queries"]
+    asked = "".join(part["queries"][place]["text"] for place in focus).strip()
+    heads = len(layers[0]["heads"])
+    title = f"{part['part']} attention, " if named else ""
+    lines = [f"{title}{len(layers)} layers × {heads} heads; {asked!r} looks at (mean of the heads):"] if focus else []
+    width = len(str(len(layers)))
+    for layer in layers if focus else []:
+        told = "  ".join(f"{shown(keys[place])} {weight:.2f}" for place, weight in layer["links"][:MOST_LINKS])
+        lines.append(f"  layer {layer['layer']:>{width}}  {told}")
+    counted: dict[str, int] = {}
+    for layer in layers:
+        for head in layer["heads"]:
+            counted[head["habit"]] = counted.get(head["habit"], 0) + 1
+    ordered = sorted(counted.items(), key=lambda item: -item[1])
+    return [*lines, f"  {title}heads by habit: " + ", ".join(f"{name} {count}" for name, count in ordered)]
+
+
+def shown(piece: dict[str, Any]) -> str:
+    """A token in one line of a terminal."""
+    if piece["special"] in ("bos", "eos"):
+        return f"‹{piece['special']}›"
+    return piece["text"].strip().replace("\n", "⏎") or "␣"
