@@ -26,6 +26,8 @@ _PUBLIC = {
     "TokenizerConfig": "hepta.tokenizer.config",
     "evaluate_text": "hepta.evaluation.text",
     "EvalConfig": "hepta.evaluation.config",
+    "quantize": "hepta.compression.quantize",
+    "QuantizeConfig": "hepta.compression.config",
     "run_recipe": "hepta.runner.recipe",
     "RunConfig": "hepta.runner.recipe",
 }

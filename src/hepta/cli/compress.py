@@ -15,6 +15,31 @@ def compress() -> None:
     """Make a model smaller and say what it costs. Example: hepta compress distill --help"""
 
 
+@app.command(epilog=describe_keys("compress quantize"))
+def quantize(
+    overrides: Overrides = None,
+    model: Annotated[str | None, typer.Option(help="model or run directory, or a catalogue name")] = None,
+    bits: Annotated[int | None, typer.Option(help="8 or 4")] = None,
+    group: Annotated[int | None, typer.Option(help="columns that share a scale, with 4 bits: 32, 64 or 128")] = None,
+    calibrate: Annotated[Path | None, typer.Option(help="corpus, token shards or text to round by")] = None,
+    output: Annotated[Path | None, typer.Option(help="run directory")] = None,
+    config: ConfigFile = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    fresh: Fresh = None,
+) -> None:
+    """Keep a model's matrices as integers of 8 or 4 bits, on disk and in memory.
+
+    Example: hepta compress quantize --model out/base --bits 4 --calibrate out/corpus --output out/small
+    """
+    from hepta.compression.quantize import show_quantized
+
+    options = {
+        "model": model, "bits": bits, "group": group, "calibrate": calibrate, "output": output, "fresh": fresh,
+    }  # fmt: skip
+    execute("compress quantize", options, overrides, config, dry_run, as_json, show_quantized)
+
+
 @app.command(epilog=describe_keys("compress distill"))
 def distill(
     overrides: Overrides = None,

@@ -1,11 +1,23 @@
 """The keys of ``hepta compress`` (no torch here)."""
 
-from typing import Self
+from pathlib import Path
+from typing import Literal, Self
 
 from pydantic import model_validator
 
-from hepta.config import identity, input_path
+from hepta.config import StageConfig, identity, input_path
 from hepta.training.config import ShardsConfig
+
+
+class QuantizeConfig(StageConfig):
+    """Keep a model's matrices as small integers."""
+
+    model: str = input_path(..., "model or run directory, or a catalogue name")
+    bits: Literal[8, 4] = identity(8, "of each weight; the embedding and the head take 8 in both")
+    group: Literal[32, 64, 128] = identity(32, "columns that share a scale, with 4 bits")
+    calibrate: Path | None = input_path(None, "corpus, token shards or text to round by; none: round to nearest")
+    sequences: int = identity(64, "sequences of calibration text", ge=1)
+    sequence_length: int = identity(512, "tokens of each", ge=8)
 
 
 class DistillConfig(ShardsConfig):

@@ -169,6 +169,7 @@ class Bert(Network):
     """BERT, which predicts masked tokens from both sides; without its head, an encoder of texts."""
 
     lora_targets: ClassVar = ("query", "key", "value", "intermediate.dense", "output.dense")
+    tied_copies = ("cls.predictions.decoder",)
     config: BertShape
 
     def __init__(self, config: BertShape) -> None:

@@ -27,7 +27,16 @@ from hepta.model.adapters import (
 )  # fmt: skip
 from hepta.model.families import FAMILIES, PRESETS, from_hf, network_class, preset, to_hf
 from hepta.model.layers import Linear, keyed_normal
-from hepta.model.load import ADAPTER, assign, load_model, read_config, read_hepta_json, resolve_model, save_model
+from hepta.model.load import (
+    ADAPTER,
+    assign,
+    load_model,
+    read_config,
+    read_hepta_json,
+    refuse_quantized,
+    resolve_model,
+    save_model,
+)  # fmt: skip
 from hepta.model.network import Network, Stored
 from hepta.model.shape import Shape
 from hepta.stage import read_json, write_json
@@ -96,7 +105,7 @@ class Classifier(nn.Module):
         return self.network.blocks
 
     @property
-    def output_weight(self) -> Tensor:
+    def output_weight(self) -> Any:
         """What tells the dtype of the weights."""
         return self.network.output_weight
 
@@ -198,6 +207,7 @@ def build_classifier(
 
 def _body_of(model: str | Path) -> Network:
     """The network of a model, adapters merged; of a classifier, its body."""
+    refuse_quantized(resolve_model(model))
     network = load_classifier(model).network if is_classifier(resolve_model(model)) else load_model(model)
     return merge_adapters(network) if lora_layers(network) else network
 
@@ -300,12 +310,16 @@ def load_classifier(path: Path | str, device: torch.device | str = "cpu") -> Cla
         raise HeptaError(f"{directory}: is no classifier; make one with hepta tune --model {path}")
     if (directory / ADAPTER).is_file():
         return _load_adapted(directory).to(device).eval()
-    hf = read_json(directory / "config.json")
-    task = _read_task(directory, hf)
-    with torch.device("meta"):
-        classifier = Classifier(_shape_of(hf, str(directory / "config.json")), task)
+    classifier = meta_classifier(directory)
     assign(classifier, directory, torch.float32, device)  # pyright: ignore[reportArgumentType]
     return classifier.eval()
+
+
+def meta_classifier(directory: Path) -> Classifier:
+    """The classifier of a (resolved) model directory, without its weights."""
+    hf = read_json(directory / "config.json")
+    with torch.device("meta"):
+        return Classifier(_shape_of(hf, str(directory / "config.json")), _read_task(directory, hf))
 
 
 def _shape_of(hf: dict[str, Any], where: str) -> Shape:

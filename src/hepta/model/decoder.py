@@ -126,6 +126,7 @@ class Decoder(Network):
     """A causal language model of the Llama line."""
 
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    tied_copies = ("lm_head",)
     config: ModelConfig
 
     def __init__(self, config: ModelConfig) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hepta.config import HeptaError, nearest
 from hepta.model import config as llama
 from hepta.model import history, learned, marian
+from hepta.model.scheme import read_scheme
 from hepta.model.shape import Shape
 
 if TYPE_CHECKING:
@@ -106,14 +107,13 @@ def from_hf(hf: Mapping[str, Any], where: str = "config.json") -> Shape:
         where: file name for messages.
 
     Raises:
-        HeptaError: another architecture, quantised weights, or what the family refuses.
+        HeptaError: another architecture, integers of another kind than ours, or what the family refuses.
     """
     names = hf.get("architectures") or []
     for family in FAMILIES:
         by_type = not names and hf.get("model_type") in family.architectures.values()
         if by_type or set(names) & set(family.architectures):
-            if hf.get("quantization_config"):
-                raise HeptaError(f"{where}: the weights are quantised; use the model's unquantised directory")
+            read_scheme(hf, where)
             return family.from_hf(hf, where)
     found = ", ".join(map(str, names)) or str(hf.get("model_type"))
     if found.endswith("ForSequenceClassification"):

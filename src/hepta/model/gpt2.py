@@ -93,6 +93,7 @@ class GPT2(Network):
 
     lora_targets = ("c_attn", "c_proj", "c_fc")
     transposed = True
+    tied_copies = ("lm_head",)
     config: GPT2Shape
 
     def __init__(self, config: GPT2Shape) -> None:

@@ -20,6 +20,8 @@ from hepta.console import say
 from hepta.model.families import PRESETS, from_hf, network_class, preset, to_hf
 from hepta.model.marian import generation_keys
 from hepta.model.network import Network
+from hepta.model.quantized import settle, swap_layers
+from hepta.model.scheme import KEY, read_scheme
 from hepta.model.shape import Shape
 from hepta.stage import disk_errors, fsync_directory, read_json, write_json
 from hepta.tokenizer.contract import copy_tokenizer, read_specials
@@ -30,8 +32,9 @@ ADAPTER = "adapter_config.json"
 SHARD_BYTES = 5_000_000_000
 BUFFERS = (  # constants and copies
     ".inv_freq", ".bias", ".masked_bias", ".position_ids", ".decoder.weight", ".embed_positions.weight",
-    ".embed_tokens.weight", "final_logits_bias",
+    ".embed_tokens.weight", "final_logits_bias", ".decoder.weight_scale", ".embed_tokens.weight_scale",
 )  # fmt: skip
+TIED = ("lm_head.weight", "lm_head.weight_scale")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -111,8 +114,29 @@ def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
             raise HeptaError(f"{file}: not readable as safetensors ({error}); copy it again") from None
 
 
+def stored_names(directory: Path) -> list[str]:
+    """Names of all stored tensors; their data are not read."""
+    names: list[str] = []
+    for file in weight_files(directory):
+        try:
+            with safe_open(file, framework="pt") as stored:
+                names += stored.keys()
+        except SafetensorError as error:
+            raise HeptaError(f"{file}: not readable as safetensors ({error}); copy it again") from None
+    return sorted(names)
+
+
 def assign(model: Network, directory: Path, dtype: torch.dtype, device: torch.device | str) -> None:
-    """Fill a model on the meta device, tensor by tensor, and say in one line what does not fit."""
+    """Fill a model on the meta device, tensor by tensor, and say in one line what does not fit.
+
+    Where the directory holds integers, the layers that take them are put into the model first.
+    """
+    scheme = read_scheme(read_json(directory / "config.json"), str(directory / "config.json"))
+    if scheme is not None:
+        if torch.device(device).type != "cpu":
+            raise HeptaError(f"{directory}: quantised models run on the CPU; use device=cpu or the original model")
+        with torch.device("meta"):
+            swap_layers(model, stored_names(directory), scheme)
     expected = dict(model.named_parameters())
     unexpected: list[str] = []
     left_out: list[str] = []
@@ -123,7 +147,7 @@ def assign(model: Network, directory: Path, dtype: torch.dtype, device: torch.de
             continue
         name, tensor = found
         if name not in expected:
-            if not (name == "lm_head.weight" and model.config.tied):  # a copy of the embedding
+            if not (name in TIED and model.config.tied):  # a copy of the embedding
                 unexpected.append(stored_name)
             continue
         wanted = tuple(expected[name].shape)
@@ -140,6 +164,8 @@ def assign(model: Network, directory: Path, dtype: torch.dtype, device: torch.de
             raise HeptaError(f"{directory}: weights do not fit config.json: {problem} {names[0]}{more}")
     if other := [name for name in left_out if not name.endswith(BUFFERS)]:
         say(f"{directory}: {len(other)} tensors of another task are left out ({other[0]} …)")
+    if scheme is not None:
+        settle(model)
 
 
 def load_model(
@@ -180,6 +206,18 @@ def refuse_translator(directory: Path) -> None:
         raise HeptaError(f"{directory}: is a translator, which reads one text and writes another; use hepta predict")
 
 
+def refuse_quantized(directory: Path) -> None:
+    """For what trains or makes smaller: say in one line that integers do not learn, and which model does.
+
+    Raises:
+        HeptaError: the (resolved) directory holds integers.
+    """
+    file = directory / "config.json"
+    if file.is_file() and read_json(file).get(KEY):
+        known = (read_hepta_json(directory).get("provenance") or {}).get("quantized", {}).get("original")
+        raise HeptaError(f"{directory}: is quantised, and integers do not learn; start from {known or 'its original'}")
+
+
 def build_model(preset_or_dir: Path | str, vocab_size: int | None = None, seed: int = 0) -> Any:
     """A model to start training from: a preset with fresh weights, or a directory's weights.
 
@@ -196,6 +234,7 @@ def build_model(preset_or_dir: Path | str, vocab_size: int | None = None, seed: 
         model = network_class(shape)(shape)
         model.init_weights(seed)
         return model
+    refuse_quantized(resolve_model(preset_or_dir))
     model = load_model(preset_or_dir)
     if vocab_size is not None and model.config.vocab_size < vocab_size:
         raise HeptaError(
@@ -328,5 +367,6 @@ def read_hepta_json(directory: Path) -> dict[str, Any]:
 
 __all__ = [
     "DTYPES", "SHARD_BYTES", "build_model", "load_model", "read_config", "read_hepta_json", "read_tensors",
-    "refuse_translator", "resolve_model", "save_model", "save_weights", "weight_files", "write_safetensors",
+    "refuse_quantized", "refuse_translator", "resolve_model", "save_model", "save_weights", "stored_names",
+    "weight_files", "write_safetensors",
 ]  # fmt: skip

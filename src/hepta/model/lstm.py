@@ -118,6 +118,7 @@ class Layer(nn.Module):
 class LSTM(Network):
     """A stack of LSTM layers over tied embeddings."""
 
+    wide = ("recurrent",)
     config: LSTMShape
 
     def __init__(self, config: LSTMShape) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hepta.model.cache import KVCache
+from hepta.model.integers import IntegerMatrix
 from hepta.model.layers import Linear
 from hepta.model.shape import Shape, TransformerShape
 
@@ -40,6 +41,8 @@ class Network(nn.Module):
 
     lora_targets: ClassVar[tuple[str, ...]] = ()  # ends of the names of the linear maps that LoRA adapts
     transposed: ClassVar[bool] = False  # those maps lie as (in, out) on disk
+    tied_copies: ClassVar[tuple[str, ...]] = ()  # names that a tied embedding has on disk besides its own
+    wide: ClassVar[tuple[str, ...]] = ()  # ends of the names of linear maps that are read as floats, not called
     config: Any  # of the family's own class of shapes
 
     def __init__(self, config: Shape) -> None:
@@ -54,9 +57,10 @@ class Network(nn.Module):
         raise NotImplementedError
 
     @property
-    def output_weight(self) -> Tensor:
-        """The unembedding matrix (V, D): the head's own, or the embedding when tied."""
-        return self.embedding.weight if self.lm_head is None else self.lm_head.weight
+    def output_weight(self) -> Any:
+        """The unembedding matrix (V, D): the head's own, or the embedding when tied; it may be an ``IntegerMatrix``."""
+        owner: Any = self.embedding if self.lm_head is None else self.lm_head
+        return owner.matrix if hasattr(owner, "matrix") else owner.weight
 
     @property
     def output_bias(self) -> Tensor | None:
@@ -142,10 +146,13 @@ def untied_head(shape: Shape) -> Linear | None:
     return None if shape.tied else Linear(shape.hidden_size, shape.vocab_size, bias=False)
 
 
-def unembed(rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def unembed(rows: Tensor, weight: Tensor | IntegerMatrix | None, bias: Tensor | None) -> Tensor:
     """Logits (…, V) in the dtype of rows (…, D); without a weight, rows (…, V) are log-probabilities already."""
     if weight is None:
         return rows
+    if isinstance(weight, IntegerMatrix):
+        logits = weight.product(rows)
+        return logits if bias is None else logits + bias.to(rows.dtype)
     return F.linear(rows, weight.to(rows.dtype), None if bias is None else bias.to(rows.dtype))
 
 

@@ -21,6 +21,7 @@ from hepta.model.marian import TranslatorShape
 from hepta.model.network import Cache, Head, Network, Stored, count_positions, unembed
 
 EPS = 1e-5
+COPIES = (".embed_positions.weight", ".embed_tokens.weight", ".embed_tokens.weight_scale")
 
 
 class Memory(NamedTuple):
@@ -136,6 +137,7 @@ class Trunk(nn.Module):
 class Translator(Network):
     """An encoder–decoder model; ``compute_dtype`` as in ``Network``."""
 
+    tied_copies = ("lm_head", "model.encoder.embed_tokens", "model.decoder.embed_tokens")
     config: TranslatorShape
 
     def __init__(self, config: TranslatorShape) -> None:
@@ -267,7 +269,7 @@ class Translator(Network):
         """
         if name == "final_logits_bias" and bool(tensor.any()):
             raise HeptaError("final_logits_bias is not 0; a translator whose output has biases is not supported")
-        copied = name.startswith("model.") and name.endswith((".embed_positions.weight", ".embed_tokens.weight"))
+        copied = name.startswith("model.") and name.endswith(COPIES)
         return None if copied or name == "final_logits_bias" else (name, tensor)
 
 

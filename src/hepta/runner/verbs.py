@@ -55,6 +55,7 @@ VERBS: dict[str, Verb] = {
     "generate": Verb("hepta.generation.config:GenerateConfig", "hepta.generation.generate:generate"),
     "chat": Verb("hepta.generation.config:ChatConfig", "hepta.generation.chat:chat"),
     "plan": Verb("hepta.planning.config:PlanConfig", "hepta.planning.plan:plan"),
+    "compress quantize": Verb("hepta.compression.config:QuantizeConfig", "hepta.compression.quantize:quantize"),
     "doctor machine": Verb("hepta.planning.config:MachineConfig", "hepta.planning.machine:probe_machine"),
     "explain attention": Verb(
         "hepta.explanation.config:AttentionConfig", "hepta.explanation.attention:explain_attention"

@@ -22,7 +22,7 @@ from hepta.model.adapters import (
     merge_adapters,
     save_adapter,
 )  # fmt: skip
-from hepta.model.load import load_model, read_hepta_json, refuse_translator, resolve_model, save_model
+from hepta.model.load import load_model, read_hepta_json, refuse_quantized, refuse_translator, resolve_model, save_model
 from hepta.model.network import Network
 from hepta.objectives.causal import Causal
 from hepta.stage import claim, withdraw_if_refused
@@ -133,6 +133,7 @@ def sft(config: SftConfig) -> TrainingResult:
 
 def _prepare(config: SftConfig, base: Path, digest: str) -> tuple[Job, SftOrder, SftOrder | None]:
     refuse_translator(base)
+    refuse_quantized(base)
     tokenizer = load_tokenizer(base)
     model = load_model(base)
     if model.config.kind != "causal":
