@@ -7,5 +7,5 @@ KEYS = {
     "sample_prompts": [], "eval": {"tokens": 2048, "every": 1000},
 }  # fmt: skip
 SHAPE = ModelConfig(
-    vocab_size=640, hidden_size=32, intermediate_size=48, num_layers=4, num_heads=6, num_kv_heads=2, head_dim=8
+    vocab_size=640, hidden_size=36, intermediate_size=48, num_layers=4, num_heads=6, num_kv_heads=2, head_dim=8
 )  # fmt: skip

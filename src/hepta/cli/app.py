@@ -20,7 +20,7 @@ VERB_HELP = {
     "sft": "instruction tuning, full or LoRA",
     "tune": "classes or numbers from a table of texts",
     "predict": "ask a tuned model about texts",
-    "compress": "smaller models, measured: quantize, distill",
+    "compress": "smaller models, measured: quantize, prune, distill",
     "eval": "bits per byte and perplexity on text",
     "compare": "what a smaller model costs beside its original, and saves",
     "generate": "continue a prompt",

@@ -58,3 +58,33 @@ def distill(
     """
     options = {"teacher": teacher, "student": student, "data": data, "output": output, "fresh": fresh}
     execute("compress distill", options, overrides, config, dry_run, as_json)
+
+
+@app.command(epilog=describe_keys("compress prune"))
+def prune(
+    overrides: Overrides = None,
+    model: Annotated[str | None, typer.Option(help="model directory, run or catalogue name")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="share of the layers' weights that becomes zero")] = None,
+    pattern: Annotated[str | None, typer.Option(help="free, or 2:4")] = None,
+    heads: Annotated[float | None, typer.Option(help="cut away so many heads of each layer, or this share")] = None,
+    neurons: Annotated[float | None, typer.Option(help="cut away this share of each layer's neurons")] = None,
+    method: Annotated[str | None, typer.Option(help="magnitude or activation")] = None,
+    calibrate: Annotated[Path | None, typer.Option(help="text that says which weights matter")] = None,
+    data: Annotated[Path | None, typer.Option(help="token shards to train on afterwards")] = None,
+    output: Annotated[Path | None, typer.Option(help="run directory")] = None,
+    config: ConfigFile = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    fresh: Fresh = None,
+) -> None:
+    """Set weights to zero, or cut heads and neurons away; with --data, train what is left and keep the zeros.
+
+    Examples:  hepta compress prune --model out/base --sparsity 0.5 --calibrate out/corpus --output out/sparse
+
+    hepta compress prune --model out/base --neurons 0.5 --data out/tokens --output out/smaller minutes=2
+    """
+    options = {
+        "model": model, "sparsity": sparsity, "pattern": pattern, "heads": heads, "neurons": neurons, "method": method,
+        "calibrate": calibrate, "data": data, "output": output, "fresh": fresh,
+    }  # fmt: skip
+    execute("compress prune", options, overrides, config, dry_run, as_json)

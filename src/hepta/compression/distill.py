@@ -11,7 +11,7 @@ from hepta.data.shards import read_tokens_manifest
 from hepta.evaluation.text import load_pair
 from hepta.model.families import PRESETS, network_class, preset
 from hepta.model.history import NGRAM_PRESETS
-from hepta.model.load import load_model, read_hepta_json, resolve_model, save_model
+from hepta.model.load import ADAPTER, build_model, read_hepta_json, resolve_model, save_model
 from hepta.model.network import Network
 from hepta.objectives.causal import Causal
 from hepta.objectives.distill import Distill, Mixture
@@ -100,7 +100,9 @@ def _student(config: DistillConfig, teacher: Network, tokenizer: Tokenizer) -> N
         model.init_weights(config.seed)
         return model
     place = resolve_model(name)
-    model = load_model(place)
+    if (place / ADAPTER).is_file():
+        raise HeptaError(f"student {name}: is an adapter beside its base; choose the base")
+    model = build_model(place)
     if model.config.kind != "causal" or not any(True for p in model.parameters() if p.is_floating_point()):
         raise HeptaError(f"student {name}: cannot learn to predict the next token; choose another model")
     check_matches(tokenizer, model.config.vocab_size, read_hepta_json(place).get("template"))

@@ -50,6 +50,7 @@ VERBS: dict[str, Verb] = {
     "tune": Verb("hepta.training.config:TuneConfig", "hepta.training.tune:tune"),
     "predict": Verb("hepta.evaluation.config:PredictConfig", "hepta.evaluation.predict:predict"),
     "compress distill": Verb("hepta.compression.config:DistillConfig", "hepta.compression.distill:distill"),
+    "compress prune": Verb("hepta.compression.config:PruneConfig", "hepta.compression.prune:prune"),
     "eval": Verb("hepta.evaluation.config:EvalConfig", "hepta.evaluation.text:evaluate_text"),
     "compare": Verb("hepta.evaluation.config:CompareConfig", "hepta.compression.compare:compare_models"),
     "generate": Verb("hepta.generation.config:GenerateConfig", "hepta.generation.generate:generate"),
@@ -59,9 +60,6 @@ VERBS: dict[str, Verb] = {
     "doctor machine": Verb("hepta.planning.config:MachineConfig", "hepta.planning.machine:probe_machine"),
     "explain attention": Verb(
         "hepta.explanation.config:AttentionConfig", "hepta.explanation.attention:explain_attention"
-    ),
-    "explain attribution": Verb(
-        "hepta.explanation.config:AttributionConfig", "hepta.explanation.attribution:explain_attribution"
     ),
     "report": Verb("hepta.reports.config:ReportConfig", "hepta.reports.page:write_report"),
     "run": Verb("hepta.runner.config:RunConfig", "hepta.runner.recipe:run_recipe"),

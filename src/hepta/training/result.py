@@ -92,7 +92,7 @@ def _evaluation(row: dict[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in ("val_loss", "val_bpb", "val_accuracy", "p_stop") if key in row}
 
 
-def finish(
+def result_of(
     stage: Stage,
     job: Job,
     outcome: Outcome,
@@ -102,10 +102,10 @@ def finish(
     translation: dict[str, Any] | None = None,
     teacher: dict[str, Any] | None = None,
 ) -> TrainingResult:
-    """Seal the run with its facts and give them back."""
+    """What a run leaves, before it is sealed."""
     state, model = outcome.state, job.model
     rates = [row for row in read_rows(stage.output / METRICS) if "mfu" in row][3:] or [{"mfu": 0.0}]
-    result = TrainingResult(
+    return TrainingResult(
         output=str(stage.output), model=str(stage.output / "model"),
         parameters=model.config.num_parameters,
         trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -118,6 +118,11 @@ def finish(
         p_stop=p_stop or {}, prompt_language=prompt_language or {}, translation=translation or {},
         teacher=teacher or {},
     )  # fmt: skip
+
+
+def finish(stage: Stage, job: Job, outcome: Outcome, data_report: dict[str, Any], **more: Any) -> TrainingResult:
+    """Seal the run with its facts and give them back; ``more`` as in ``result_of``."""
+    result = result_of(stage, job, outcome, data_report, **more)
     facts = {key: value for key, value in asdict(result).items() if key not in ("output", "model")}
     stage.finish(digest_json([result.weights_sha256, job.tokenizer.sha256]), facts)
     return result

@@ -128,7 +128,7 @@ def sft(config: SftConfig) -> TrainingResult:
     p_stop = {"train": learned.overall.p_stop, "held_out": outcome.final.get("p_stop")}
     report = {"train": order.report, "held_out": held_out.report if held_out else {}}
     languages = language_check(job, order.held_out()) if held_out else {}
-    return finish(stage, job, outcome, report, p_stop, languages)
+    return finish(stage, job, outcome, report, p_stop=p_stop, prompt_language=languages)
 
 
 def _prepare(config: SftConfig, base: Path, digest: str) -> tuple[Job, SftOrder, SftOrder | None]:
