@@ -31,6 +31,14 @@ def test_each_data_set_holds_the_rows_it_states(name):
         assert all(isinstance(row[key], str) and row[key].strip() for row in rows)
 
 
+@pytest.mark.model  # an 86 MB package
+def test_questions_have_choices_and_the_number_of_the_right_one():
+    rows = rows_of(fetch.dataset_path("arc-easy-en"))
+    assert len(rows) == 570
+    assert all(0 <= row["answer"] < len(row["choices"]) for row in rows)
+    assert rows[0]["choices"][rows[0]["answer"]] == "cellular telephone"
+
+
 @pytest.mark.parametrize("name", ["chat-en", "chat-zh"])
 def test_exchanges_begin_with_a_user_and_end_with_an_assistant(name):
     rows = rows_of(fetch.dataset_path(name))

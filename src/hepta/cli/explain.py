@@ -42,3 +42,31 @@ def attention(
 
     options = {"model": model, "text": text, "word": word, "occurrence": occurrence, "beside": beside, "output": output}
     execute("explain attention", options, overrides, None, dry_run, as_json, show_attention)
+
+
+@app.command(epilog=describe_keys("explain attribution"))
+def attribution(
+    overrides: Overrides = None,
+    model: Model = None,
+    text: Text = None,
+    target: Annotated[
+        str | None, typer.Option("--target", "--answer", "--class", help="word, answer, class; the model's if empty")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="integrated, gradient or occlusion")] = None,
+    steps: Annotated[int | None, typer.Option(help="of the integration; enough for a gap below 1 % if empty")] = None,
+    chat: Annotated[bool | None, typer.Option("--chat", help="the text is a user's message")] = None,
+    output: Output = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Which words decided: of the next token, of an answer, of a masked word, of a class, of a number.
+
+    Example: hepta explain attribution --model out/topics --text "The company was founded in 1901 and makes tyres."
+    """
+    from hepta.explanation.show import show_attribution
+
+    options = {
+        "model": model, "text": text, "target": target, "method": method, "steps": steps, "chat": chat,
+        "output": output,
+    }  # fmt: skip
+    execute("explain attribution", options, overrides, None, dry_run, as_json, show_attribution)

@@ -1,7 +1,8 @@
 """Multiple choice without tuning: the choice whose text a language model finds likeliest after the question.
 
-Scores are those of lm-evaluation-harness' ``acc`` and ``acc_norm``: the sum of log-probabilities of a choice's tokens,
-and the same divided by the choice's bytes. The prompt is ``Question: …\\nAnswer:``, the continuation `` choice``.
+A choice counts by the sum of its tokens' log-probabilities (``acc`` of lm-evaluation-harness), and by the same divided by
+the choice's bytes (its ``acc_norm``, where letters are bytes). The prompt is ``Question: …\\nAnswer:``, what is scored
+follows it after a space.
 """
 
 import math

@@ -1,6 +1,7 @@
 """Keys of ``hepta explain …`` (no torch here)."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import field_validator
 
@@ -35,3 +36,17 @@ class LensConfig(ExplainConfig):
     """What each layer would say if it were the last."""
 
     top: int = identity(5, "tokens kept for each position and layer", ge=1, le=50)
+
+
+class AttributionConfig(ExplainConfig):
+    """Which words decided."""
+
+    target: str | None = identity(None, "word, answer or class to account for; the model's own first choice if empty")
+    method: Literal["integrated", "gradient", "occlusion"] | None = identity(
+        None, "integrated gradients, gradient × input, or hiding; integrated where the model has gradients"
+    )
+    baseline: Literal["mask", "pad", "zero"] | None = identity(
+        None, "what stands for a hidden word; a masked model's mask token, else the padding's embedding"
+    )
+    steps: int | None = identity(None, "of the integration; as many as a gap below 1 % takes if empty", ge=1)
+    chat: bool = identity(False, "the text is a user's message in the model's chat template")

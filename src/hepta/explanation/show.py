@@ -5,6 +5,7 @@ from typing import Any
 from hepta.explanation.page import Explained
 
 MOST_LINKS = 3
+MOST_WORDS = 8
 
 
 def show_attention(result: Explained) -> str:
@@ -58,3 +59,21 @@ def shown(piece: dict[str, Any]) -> str:
     if piece["special"] in ("bos", "eos"):
         return f"‹{piece['special']}›"
     return piece["text"].strip().replace("\n", "⏎") or "␣"
+
+
+def show_attribution(result: Explained) -> str:
+    """Per target: its score, the completeness gap, and the words that weigh most."""
+    facts = result.facts
+    told = "  ".join(f"{answer['text'].strip() or '␣'} {answer['probability']:.2f}" for answer in facts["answers"])
+    lines = [f"{facts['model']}: {facts['family']}, {facts['method']}, baseline {facts['baseline']}"]
+    lines += [told] if told else []
+    for view in facts["views"]:
+        change = view["score"] - view["hidden_score"]
+        lines += ["", f"{view['target'].strip()}: {view['unit']} {view['score']:.3f}, {change:+.3f} through the words"]
+        if view["gap"] is not None:
+            lines[-1] += f"; {view['steps']} steps, gap {view['gap']:+.2g} ({view['gap_share']:.2%})"
+        order = sorted(range(len(view["words"])), key=lambda word: -abs(view["words"][word]))[:MOST_WORDS]
+        for word in order:
+            values = f"{view['words'][word]:+8.3f}  if hidden {-view['hidden'][word]:+8.3f}"
+            lines.append(f"  {values}  {facts['words'][word]['text']}")
+    return "\n".join([*lines, "", f"{result.page}  (facts: {result.file})"])

@@ -61,6 +61,9 @@ VERBS: dict[str, Verb] = {
     "explain attention": Verb(
         "hepta.explanation.config:AttentionConfig", "hepta.explanation.attention:explain_attention"
     ),
+    "explain attribution": Verb(
+        "hepta.explanation.config:AttributionConfig", "hepta.explanation.attribution:explain_attribution"
+    ),
     "report": Verb("hepta.reports.config:ReportConfig", "hepta.reports.page:write_report"),
     "run": Verb("hepta.runner.config:RunConfig", "hepta.runner.recipe:run_recipe"),
 }
