@@ -3,6 +3,7 @@
 Without calibration each stored tensor is read, rounded and written in turn; no model is built.
 """
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +22,8 @@ from hepta.compression.rounding import Rounded, nearest_bytes, nearest_half_byte
 from hepta.config import HeptaError
 from hepta.console import say
 from hepta.evaluation.text import trained_length
-from hepta.model.classifier import is_classifier, meta_classifier
+from hepta.model.adapters import find_base, merge_adapters
+from hepta.model.classifier import is_classifier, load_classifier, meta_classifier, save_classifier
 from hepta.model.families import network_class
 from hepta.model.layers import Linear
 from hepta.model.load import (
@@ -34,6 +36,7 @@ from hepta.model.load import (
     read_tensors,
     refuse_quantized,
     resolve_model,
+    save_model,
     save_weights,
 )  # fmt: skip
 from hepta.model.network import Network
@@ -92,17 +95,15 @@ class Plan:
 
     def on_disk(self, name: str) -> str:
         """The name of a map on disk."""
-        return self.model.to_disk(name + SCALE, torch.empty(0))[0].removesuffix(SCALE)
+        return self.model.to_disk(name + SCALE, torch.empty(0, 0))[0].removesuffix(SCALE)
 
 
 def plan(directory: Path, scheme: Scheme) -> Plan:
     """Which matrices of a (resolved) model directory become integers, and why others do not.
 
     Raises:
-        HeptaError: an adapter, a quantised model, or one without matrices.
+        HeptaError: a quantised model, or one without matrices.
     """
-    if (directory / ADAPTER).is_file():
-        raise HeptaError(f"{directory}: is an adapter; merge it into its base first, and quantise what comes out")
     refuse_quantized(directory)
     with torch.device("meta"):
         shape = None if is_classifier(directory) else read_config(directory)
@@ -140,7 +141,7 @@ def quantize(config: QuantizeConfig) -> QuantizeResult:
         return read_result(stage.manifest["facts"], config.output)
     scheme = Scheme(8) if config.bits == 8 else Scheme(4, config.group)
     with withdraw_if_refused(stage):
-        directory = resolve_model(config.model)
+        directory = merged(resolve_model(config.model), config.output / f".merged.tmp-{os.getpid()}")
         chosen = plan(directory, scheme)
         batches = _batches(config, directory, chosen)
     rounded, errors = ({}, {}) if batches is None else round_by_blocks(directory, chosen.linear, scheme, batches[0])
@@ -157,9 +158,31 @@ def quantize(config: QuantizeConfig) -> QuantizeResult:
         errors=errors, calibration_tokens=sum(batch.numel() for batch in batches[0]) if batches else 0,
         drift=_check(directory, config.output / "model", batches[1] if batches else []),
     )  # fmt: skip
+    shutil.rmtree(config.output / f".merged.tmp-{os.getpid()}", ignore_errors=True)
     facts = {key: value for key, value in asdict(result).items() if key != "output"}
     stage.finish(digest_of(config.output / "model"), facts)
     return result
+
+
+def merged(directory: Path, place: Path) -> Path:
+    """The directory itself; of an adapter, a model directory of base and adapter in one, written to ``place``.
+
+    Raises:
+        HeptaError: the adapter's base is quantised, or not there.
+    """
+    if not (directory / ADAPTER).is_file():
+        return directory
+    base = find_base(directory, read_json(directory / ADAPTER))
+    refuse_quantized(base)
+    provenance = read_hepta_json(directory).get("provenance") or {}
+    say(f"{directory}: is an adapter; merged into {base} first")
+    if is_classifier(directory):
+        classifier = load_classifier(directory)
+        merge_adapters(classifier.network)
+        save_classifier(classifier, place, directory, provenance=provenance)
+    else:
+        save_model(merge_adapters(load_model(directory)), place, directory, provenance=provenance)
+    return place
 
 
 def read_result(facts: dict[str, Any], output: Path) -> QuantizeResult:
@@ -212,7 +235,7 @@ def _tensors(
         if found is None or owner not in (*chosen.linear, *chosen.tables):
             written.kept[_why(chosen, owner)] += tensor.nbytes
             written.after += tensor.nbytes
-            yield stored_name, tensor.clone()
+            yield stored_name, tensor.clone().contiguous()
             continue
         method = nearest if owner in chosen.linear else nearest_bytes
         kept = rounded.pop(owner) if owner in rounded else method(found[1])
@@ -252,7 +275,10 @@ def _describe(directory: Path, place: Path, chosen: Plan, scheme: Scheme, config
     if model is network and model.config.tied and _has_head(network):
         tables += network.tied_copies
     linear = [chosen.on_disk(name) for name in chosen.linear]
-    write_json(place / "config.json", {**read_json(directory / "config.json"), KEY: to_hf(scheme, linear, tables)})
+    hf = {**read_json(directory / "config.json"), KEY: to_hf(scheme, linear, tables)}
+    if network.transposed:  # transformers keeps these maps in a class that it cannot quantise; its name refuses them
+        hf["model_type"] = f"hepta-{hf['model_type']}"
+    write_json(place / "config.json", hf)
     known = read_hepta_json(directory)
     old = known.get("provenance") or {}
     length = trained_length(directory, known)

@@ -40,7 +40,7 @@ class Rounded:
     def stored(self) -> dict[str, Tensor]:
         """The tensors on disk, by the ends of their names."""
         if self.bits == 8:
-            return {"weight": self.values, "weight_scale": self.scale}
+            return {"weight": self.values.contiguous(), "weight_scale": self.scale}
         packed, shape = pack(self.values), torch.tensor(self.values.shape)
         return {"weight_packed": packed, "weight_scale": self.scale, "weight_shape": shape}
 

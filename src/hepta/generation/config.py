@@ -19,7 +19,9 @@ class SamplingConfig(Config):
     repetition_penalty: float = identity(1.0, "above 1 makes tokens that were there already less likely", gt=0)
     seed: int = identity(0, "of the sampling", ge=0)
     stop: list[str] = identity([], "strings that end a text")
-    precision: Literal["fp32", "bf16"] = identity("fp32", "dtype of weights and products")
+    precision: Literal["fp32", "bf16"] | None = identity(
+        None, "dtype of weights and products; none given: fp32, bf16 for a quantised model where the CPU has it"
+    )
     threads: int | None = operational(None, "CPU threads; all cores when not given", ge=1)
 
     @field_validator("stop", mode="before")

@@ -55,7 +55,7 @@ def open_network(config: SamplingConfig, directory: Path, tokenizer: Tokenizer) 
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    network = load_model(directory, PRECISIONS[config.precision])
+    network = load_model(directory, PRECISIONS[config.precision] if config.precision else None)
     check_matches(tokenizer, network.config.vocab_size, read_hepta_json(directory).get("template"))
     return network
 

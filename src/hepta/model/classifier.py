@@ -311,7 +311,7 @@ def load_classifier(path: Path | str, device: torch.device | str = "cpu") -> Cla
     if (directory / ADAPTER).is_file():
         return _load_adapted(directory).to(device).eval()
     classifier = meta_classifier(directory)
-    assign(classifier, directory, torch.float32, device)  # pyright: ignore[reportArgumentType]
+    assign(classifier, directory, None, device)  # pyright: ignore[reportArgumentType]
     return classifier.eval()
 
 

@@ -148,11 +148,11 @@ class GPT2(Network):
             parameter.copy_(keyed_normal(seed, name, parameter.shape, std))
 
     def from_disk(self, name: str, tensor: Tensor) -> Stored | None:
-        """Turn the transposed matrices; files of the bare body lack the prefix ``transformer.``."""
+        """Turn the transposed matrices (integers lie as (out, in)); a bare body's files lack ``transformer.``."""
         if name.endswith(MASKS):
             return None
         name = f"transformer.{name}" if name.startswith(("wte.", "wpe.", "h.", "ln_f.")) else name
-        return name, tensor.T if name.endswith(MATRICES) else tensor
+        return name, tensor.T if name.endswith(MATRICES) and tensor.is_floating_point() else tensor
 
     def to_disk(self, name: str, tensor: Tensor) -> Stored:
         """The same name, matrices transposed."""

@@ -126,7 +126,7 @@ def stored_names(directory: Path) -> list[str]:
     return sorted(names)
 
 
-def assign(model: Network, directory: Path, dtype: torch.dtype, device: torch.device | str) -> None:
+def assign(model: Network, directory: Path, dtype: torch.dtype | None, device: torch.device | str) -> None:
     """Fill a model on the meta device, tensor by tensor, and say in one line what does not fit.
 
     Where the directory holds integers, the layers that take them are put into the model first.
@@ -137,6 +137,9 @@ def assign(model: Network, directory: Path, dtype: torch.dtype, device: torch.de
             raise HeptaError(f"{directory}: quantised models run on the CPU; use device=cpu or the original model")
         with torch.device("meta"):
             swap_layers(model, stored_names(directory), scheme)
+    if dtype is None:
+        half = scheme is not None and torch.cpu._is_avx512_bf16_supported()
+        dtype = torch.bfloat16 if half else torch.float32
     expected = dict(model.named_parameters())
     unexpected: list[str] = []
     left_out: list[str] = []
@@ -169,13 +172,14 @@ def assign(model: Network, directory: Path, dtype: torch.dtype, device: torch.de
 
 
 def load_model(
-    path: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    path: Path | str, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> Any:
     """Load a model from a model directory, a run directory, or a PEFT adapter directory (base + LoRA).
 
     Args:
         path: the directory.
-        dtype: dtype of the weights in memory.
+        dtype: dtype of the weights in memory, and of the products; of a quantised model, of the scales. None: float32,
+            of a quantised model bfloat16 where the CPU multiplies it.
         device: where they go.
 
     Returns:
@@ -188,7 +192,7 @@ def load_model(
     if (directory / ADAPTER).is_file():
         from hepta.model.adapters import load_adapter  # adapters build on this module
 
-        return load_adapter(directory, dtype, device)
+        return load_adapter(directory, dtype or torch.float32, device)
     config = read_config(directory)
     with torch.device("meta"):
         model = network_class(config)(config)

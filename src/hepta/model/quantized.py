@@ -105,7 +105,7 @@ def swap_layers(model: Any, stored: Iterable[str], scheme: Scheme) -> None:
         stored: names of the tensors on disk.
         scheme: what ``config.json`` says about them.
     """
-    nothing = torch.empty(0)
+    nothing = torch.empty(0, 0)
     names = [found[0] for name in stored if (found := model.from_disk(name, nothing)) is not None]
     packed = {name.removesuffix(PACKED) for name in names if name.endswith(PACKED)}
     modules = dict(model.named_modules())
