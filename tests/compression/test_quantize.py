@@ -1,6 +1,8 @@
 """Quantised models: packing, products, directories that transformers opens, and what is refused."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from hepta.config import HeptaError, build
 from hepta.model.adapters import adapter_parameters, attach_lora, save_adapter
 from hepta.model.families import network_class, preset
 from hepta.model.integers import Bytes, HalfBytes, pack, unpack
-from hepta.model.load import build_model, load_model, save_model
+from hepta.model.load import build_model, load_model, resolve_model, save_model
 from hepta.model.quantized import is_quantized
 from hepta.runner.verbs import VERBS
 from hepta.tokenizer.load import load_tokenizer
@@ -56,7 +58,7 @@ def test_every_product_is_that_with_the_dequantised_matrix(rows, bits, dtype):
     if bits == 8:
         matrix = Bytes(found.values, found.scale.to(dtype))
     else:
-        matrix = HalfBytes.of(found.values + 8, found.scale.to(dtype))
+        matrix = HalfBytes.of(pack(found.values), 96, found.scale.to(dtype))
     expected = x.float() @ found.dequantized().T
     tolerance = 1e-5 if dtype == torch.float32 else 0.01
     assert (matrix.product(x).float() - expected).abs().max() < tolerance * expected.abs().max()
@@ -183,3 +185,56 @@ def test_what_cannot_be_quantised_is_told_in_one_line(tmp_path):
     config.write_text(json.dumps(value))
     with pytest.raises(HeptaError, match="quantised by 'gptq'"):
         load_model(tmp_path / "small")
+
+
+RSS = """
+import sys, psutil, torch
+from hepta.model.load import load_model
+own = psutil.Process()
+torch.zeros(1); before = own.memory_info().rss
+model = load_model(sys.argv[1], torch.bfloat16)
+with torch.no_grad(): model(torch.arange(8)[None])
+print(own.memory_info().rss - before)
+"""
+
+
+@pytest.mark.slow  # two processes and 200 MB of weights
+def test_a_quantised_model_takes_the_memory_of_its_bytes(tmp_path):
+    directory = fresh(tmp_path, "mini", 65536)  # 58M parameters
+    taken = {}
+    for bits in (16, 8, 4):
+        if bits != 16:
+            made(directory, tmp_path / str(bits), bits=bits)
+        place = directory if bits == 16 else tmp_path / str(bits)
+        done = subprocess.run([sys.executable, "-c", RSS, str(place)], capture_output=True, text=True, check=True)
+        taken[bits] = int(done.stdout) / 1e6
+    assert 110 < taken[16] < 190, "58M weights of two bytes"
+    assert taken[8] < taken[16] - 40
+    assert taken[4] < taken[8] - 5
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory, wiki_en):
+    """English leads to calibrate with, and others to be judged on."""
+    lines = wiki_en.read_text(encoding="utf-8").splitlines(keepends=True)
+    place = tmp_path_factory.mktemp("halves")
+    for name, part in (("learn", lines[:400]), ("judge", lines[-60:])):
+        (place / f"{name}.jsonl").write_text("".join(part), encoding="utf-8")
+    return place
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("keys", "most_kl", "most_loss"), [
+    ({"bits": 8}, 0.003, 0.002), ({"bits": 4, "sequences": 48, "sequence_length": 256}, 0.08, 0.03),
+])  # fmt: skip
+def test_smollm2_predicts_nearly_as_before(tmp_path, halves, keys, most_kl, most_loss):
+    calibrate = {"calibrate": halves / "learn.jsonl"} if keys["bits"] == 4 else {}
+    made("smollm2-135m", tmp_path / "small", **keys, **calibrate)
+    original = load_model("smollm2-135m")
+    tokenizer = load_tokenizer(resolve_model("smollm2-135m"))
+    found = drift(
+        original, load_model(tmp_path / "small", torch.float32),
+        calibration_batches(halves / "judge.jsonl", tokenizer, 16, 256),
+    )  # fmt: skip
+    assert found.kl < most_kl
+    assert found.nats_after < found.nats_before * (1 + most_loss)

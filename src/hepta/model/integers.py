@@ -68,10 +68,17 @@ def lanes_known() -> bool:
     return torch.equal(unlace(laced, 0, LANES), values.T.to(torch.uint8))
 
 
-def lace(values: Tensor) -> Tensor:
-    """q + 8 (N, K) as the kernel wants it; N is filled up to a multiple of ``LANES`` by zeros."""
-    padded = F.pad(values.to(torch.int32), (0, 0, 0, -len(values) % LANES))
-    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(padded, 1)
+def lace(packed: Tensor, columns: int) -> Tensor:
+    """What ``pack`` laid, in the order the kernel wants (N filled up to ``LANES``, columns / 2) uint8.
+
+    A few rows at a time, since the kernel's own function wants four bytes for each half.
+    """
+    laced = torch.empty(-(-len(packed) // LANES) * LANES, columns // 2, dtype=torch.uint8)
+    for start in range(0, len(packed), LANES):
+        values = unpack(packed[start : start + LANES], columns).to(torch.int32)
+        padded = F.pad(values, (0, 0, 0, LANES - len(values)))
+        laced[start : start + LANES] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(padded, 1)
+    return laced
 
 
 def unlace(laced: Tensor, start: int, end: int) -> Tensor:
@@ -186,9 +193,9 @@ class HalfBytes(IntegerMatrix):
         self.group = self.shape[1] // len(scale)
 
     @classmethod
-    def of(cls, values: Tensor, scale: Tensor) -> "HalfBytes":
-        """From q + 8 (N, K) and s (N, K / group)."""
-        laced = lace(values)
+    def of(cls, packed: Tensor, columns: int, scale: Tensor) -> "HalfBytes":
+        """From what lies on disk: q (N, K) packed, K, and s (N, K / group)."""
+        laced = lace(packed, columns)
         pairs = torch.zeros(scale.shape[1], len(laced), 2, dtype=scale.dtype)
         pairs[:, : len(scale), 0] = scale.T
         return cls(laced, pairs, len(scale))

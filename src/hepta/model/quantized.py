@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hepta.model.integers import Bytes, HalfBytes, IntegerMatrix, unpack
+from hepta.model.integers import Bytes, HalfBytes, IntegerMatrix
 from hepta.model.scheme import PACKED, SCALE, Scheme
 
 
@@ -63,7 +63,7 @@ class Linear4(QuantizedLinear):
     @torch.no_grad()
     def lace_weights(self) -> None:
         """Put what was read into the kernel's order; the order of the file is dropped."""
-        self._held = HalfBytes.of(unpack(self.weight_packed, self.in_features), self.weight_scale)
+        self._held = HalfBytes.of(self.weight_packed, self.in_features, self.weight_scale)
         for name in ("weight_packed", "weight_scale", "weight_shape"):
             setattr(self, name, None)
 
