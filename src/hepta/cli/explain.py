@@ -70,3 +70,23 @@ def attribution(
         "output": output,
     }  # fmt: skip
     execute("explain attribution", options, overrides, None, dry_run, as_json, show_attribution)
+
+
+@app.command(epilog=describe_keys("explain lens"))
+def lens(
+    overrides: Overrides = None,
+    model: Model = None,
+    text: Text = None,
+    top: Annotated[int | None, typer.Option(help="tokens kept for each position and layer")] = None,
+    output: Output = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """What each layer would answer if it were the last (the logit lens), token by token.
+
+    Example: hepta explain lens --model out/demo/base --text "The cat sat on the"
+    """
+    from hepta.explanation.show import show_lens
+
+    options = {"model": model, "text": text, "top": top, "output": output}
+    execute("explain lens", options, overrides, None, dry_run, as_json, show_lens)

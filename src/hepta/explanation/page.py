@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from hepta.config import HeptaError
 from hepta.reports.page import asset, digest_script, environment
-from hepta.stage import write_atomic, write_json
+from hepta.stage import write_atomic
 
 ROOM = "hepta.explanation"
 
@@ -55,7 +55,7 @@ def write_view(name: str, title: tuple[str, str], facts: dict[str, Any], templat
         name=name, title=title, facts=facts, data=Markup(embedded(facts)), style=Markup("\n".join(styles)),
         script=Markup(script), script_digest=digest_script(script),
     )  # fmt: skip
-    write_json(path.with_suffix(".json"), facts)
+    write_atomic(path.with_suffix(".json"), json.dumps(facts, ensure_ascii=False, allow_nan=False) + "\n")
     write_atomic(path, page)
     return path
 

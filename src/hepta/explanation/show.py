@@ -6,6 +6,7 @@ from hepta.explanation.page import Explained
 
 MOST_LINKS = 3
 MOST_WORDS = 8
+MOST_POSITIONS = 1
 
 
 def show_attention(result: Explained) -> str:
@@ -38,7 +39,8 @@ def _answer(answer: dict[str, Any]) -> str:
 def _part_lines(part: dict[str, Any], word: str, named: bool) -> list[str]:
     layers, focus = part["layers"], part["focus"]
     keys = part["keys"] or part["queries"]
-    asked = "".join(part["queries"][place]["text"] for place in focus).strip()
+    own = part["part"] in ("self", "encoder")
+    asked = word if own else "".join(part["queries"][place]["text"] for place in focus).strip()
     heads = len(layers[0]["heads"])
     title = f"{part['part']} attention, " if named else ""
     lines = [f"{title}{len(layers)} layers × {heads} heads; {asked!r} looks at (mean of the heads):"] if focus else []
@@ -58,7 +60,12 @@ def shown(piece: dict[str, Any]) -> str:
     """A token in one line of a terminal."""
     if piece["special"] in ("bos", "eos"):
         return f"‹{piece['special']}›"
-    return piece["text"].strip().replace("\n", "⏎") or "␣"
+    return readable(piece["text"])
+
+
+def readable(text: str) -> str:
+    """A token's text with its blank and line ends as signs."""
+    return "".join("⏎" if c == "\n" else c if c.isprintable() else "�" for c in text.strip(" ")) or "␣"
 
 
 def show_attribution(result: Explained) -> str:
@@ -76,4 +83,23 @@ def show_attribution(result: Explained) -> str:
         for word in order:
             values = f"{view['words'][word]:+8.3f}  if hidden {-view['hidden'][word]:+8.3f}"
             lines.append(f"  {values}  {facts['words'][word]['text']}")
+    return "\n".join([*lines, "", f"{result.page}  (facts: {result.file})"])
+
+
+def show_lens(result: Explained) -> str:
+    """Per position the model's answer, and each layer's likeliest token with its probability."""
+    facts = result.facts
+    lines = [f"{facts['name']}: {facts['family']}, {facts['layers']} layers"]
+    if facts["translation"]:
+        lines.append(f"translation: {facts['translation']}")
+    for position in facts["positions"][-MOST_POSITIONS:]:
+        token = shown(facts["tokens"][position["place"]])
+        lines.append(f"after {token!r}, the answer is {position['answer']!r}" if facts["reads"] != "masked"
+                     else f"at {token}, the answer is {position['answer']!r}")  # fmt: skip
+        for layer, (top, kl) in enumerate(zip(position["top"], position["kl"], strict=True)):
+            said = "  ".join(f"{readable(token)} {chance:.2f}" for token, chance in top[:MOST_LINKS])
+            name = f"layer {layer}" if layer else "embedding"
+            lines.append(f"  {name:<9} KL {kl:6.2f} nats  {said}")
+    if len(facts["positions"]) > MOST_POSITIONS:
+        lines.append(f"(the last of {len(facts['positions'])} positions; all are on the page)")
     return "\n".join([*lines, "", f"{result.page}  (facts: {result.file})"])

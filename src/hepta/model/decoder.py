@@ -164,6 +164,10 @@ class Decoder(Network):
         """Last hidden states (B, T, D)."""
         return self.model(input_ids, segment_ids, positions, cache, self.compute_dtype)
 
+    def after_layers(self, residual: Tensor) -> Tensor:
+        """The final norm of (B, T, D)."""
+        return self.model.norm(residual)
+
     def from_disk(self, name: str, tensor: Tensor) -> Stored | None:
         """The stored names are ours; old checkpoints also stored a buffer of the rotary positions."""
         return None if name.endswith("rotary_emb.inv_freq") else (name, tensor)

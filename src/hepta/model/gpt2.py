@@ -131,6 +131,10 @@ class GPT2(Network):
         """Last hidden states (B, T, D)."""
         return self.transformer(input_ids, segment_ids, positions, cache, self.compute_dtype)
 
+    def after_layers(self, residual: Tensor) -> Tensor:
+        """The final norm of (B, T, D)."""
+        return self.transformer.ln_f(residual)
+
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
         """Draw fresh weights as GPT-2's authors did, but the token embedding.

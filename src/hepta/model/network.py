@@ -97,6 +97,10 @@ class Network(nn.Module):
         assert isinstance(self.config, TransformerShape)
         return KVCache(self.config, rows, capacity, dtype, device)
 
+    def after_layers(self, residual: Tensor) -> Tensor:
+        """The last hidden states, from what the last layer leaves (B, T, D): the final norm, where there is one."""
+        return residual
+
     def before_head(self, hidden: Tensor) -> Tensor:
         """What the unembedding reads, from the last hidden states (B, T, D)."""
         return hidden

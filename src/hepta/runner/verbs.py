@@ -64,6 +64,7 @@ VERBS: dict[str, Verb] = {
     "explain attribution": Verb(
         "hepta.explanation.config:AttributionConfig", "hepta.explanation.attribution:explain_attribution"
     ),
+    "explain lens": Verb("hepta.explanation.config:LensConfig", "hepta.explanation.lens:explain_lens"),
     "report": Verb("hepta.reports.config:ReportConfig", "hepta.reports.page:write_report"),
     "run": Verb("hepta.runner.config:RunConfig", "hepta.runner.recipe:run_recipe"),
 }

@@ -41,8 +41,8 @@ var view = (function () {
 
   // A token as a reader can see it: blanks and line ends as signs, no control characters.
   function readable(text) {
-    var shown = text.replace(/^ (?=[^ ])/, "").replace(/\r?\n/g, "⏎").replace(/\t/g, "⇥").replace(/ /g, "␣");
-    return shown.replace(/[\u0000-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "\ufffd") || "␣";
+    var shown = text.replace(/^ (?=[^ ])/, "").replace(/\r?\n/g, "⏎").replace(/\t/g, "⇥").replace(/\s/g, "␣");
+    return shown.replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g, "\ufffd") || "␣";
   }
 
   function colour(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
