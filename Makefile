@@ -27,7 +27,7 @@ proof: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'slow or chaos or model or browser' --timeout 2400 -v
 
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html; its search needs a server: $(BIN)/python -m http.server -b 127.0.0.1 -d site" >&2
 
 setup: $(VENV)/.dev

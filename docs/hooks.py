@@ -28,9 +28,11 @@ def on_config(config: Any) -> Any:
     return config
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """A page's text as mkdocs understands it."""
-    return FENCE.sub(r"\1", OUTSIDE.sub(r"\1", markdown))
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """A page's text as mkdocs understands it; its link to itself in the other language is the button at the top."""
+    name = page.file.src_uri.removesuffix(".md").removesuffix(".zh")
+    itself = re.compile(rf"\[([^\]]+)\]\({re.escape(name)}(?:\.zh)?\.md\)")
+    return FENCE.sub(r"\1", OUTSIDE.sub(r"\1", itself.sub(r"\1", markdown)))
 
 
 def on_page_content(html: str, **_: Any) -> str:
