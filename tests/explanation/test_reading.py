@@ -49,6 +49,8 @@ def test_a_masked_model_reads_between_its_ends_and_its_masks(tiny: Callable[...,
     assert roles[0] == "bos"
     assert roles[-1] == "eos"
     assert roles.count("mask") == 2
+    masks = [place for place, role in enumerate(roles) if role == "mask"]
+    assert [tokens_of(reading.pieces, *place) for place in find_word(text, "[MASK]")] == [[masks[0]], [masks[1]]]
     for piece in reading.pieces:
         if piece.special is None:
             assert text[piece.start : piece.end] == piece.text

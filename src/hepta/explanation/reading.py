@@ -16,6 +16,7 @@ from hepta.model.network import Network
 from hepta.tokenizer.load import Tokenizer, check_matches, load_tokenizer
 
 MOST_TOKENS = 2048  # of a text that is explained: 2048² weights of 32 heads are 0.5 GB while a layer is read
+MASK_LENGTH = len("[MASK]")  # and of "<mask>"
 _LOWERED = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
@@ -47,7 +48,7 @@ class Piece:
 
     Attributes:
         text: what it stands for, blanks included; a character split over several tokens is numbered (猫₁, 猫₂).
-        start, end: its characters in the text; both -1 for a special token.
+        start, end: its characters in the text; both -1 for a special token that is not written there.
         special: ``bos``, ``eos``, ``mask`` or ``special`` where it is no text.
     """
 
@@ -140,7 +141,8 @@ def _masked(tokenizer: Tokenizer, text: str, parts: Sequence[tuple[str, int]]) -
     for part, start in parts[1:]:
         assert tokenizer.mask_id is not None
         ids.append(tokenizer.mask_id)
-        pieces.append(_special(tokenizer, tokenizer.mask_id, "mask"))
+        name = tokenizer.decode([tokenizer.mask_id], skip_special=False)
+        pieces.append(Piece(name, start - MASK_LENGTH, start, "mask"))
         more_ids, more = _plain(tokenizer, part, start)
         ids, pieces = ids + more_ids, pieces + more
     return ids, pieces
