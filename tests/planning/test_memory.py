@@ -43,10 +43,28 @@ def test_lora_parameters_are_rank_times_inputs_plus_outputs():
     assert found.weights == 2 * LLAMA.num_parameters + 4 * adapter_parameters(LLAMA, 16)
 
 
-def test_quantised_weights_leave_embedding_and_head_in_bf16():
+@pytest.mark.parametrize(("method", "bits"), [("int8", 8), ("4-bit", 4)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_quantised_weights_are_as_large_as_those_that_compress_quantize_writes(tmp_path, method, bits, tied):
+    from hepta.compression.config import QuantizeConfig
+    from hepta.compression.quantize import quantize
+    from hepta.model.decoder import Decoder
+    from hepta.model.load import save_model
+
+    shape = preset("nano", 512).replace(tied=tied, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    model = Decoder(shape)
+    model.init_weights(0)
+    save_model(model, tmp_path / "model")
+    made = quantize(QuantizeConfig(model=str(tmp_path / "model"), bits=bits, output=tmp_path / "small"))
+    norms = 2 * shape.parameters()["norm"]  # float32 there as in the model, bf16 in a plan
+    shapes = 16 * 7 * shape.num_layers * (bits == 4) + 2 * 512 * tied  # and a tied head's copy of the scales
+    assert made.bytes_after == weight_bytes(shape, method) + norms + shapes
+
+
+def test_qlora_leaves_embedding_and_head_in_bf16():
     rest = LLAMA.num_parameters - 32 * layer_matrix_parameters(LLAMA)
     assert rest == 2 * 32000 * 4096 + 65 * 4096
-    assert weight_bytes(LLAMA, "4-bit") == pytest.approx(32 * layer_matrix_parameters(LLAMA) * 4.125 / 8 + 2 * rest)
+    assert weight_bytes(LLAMA, "qlora") == pytest.approx(32 * layer_matrix_parameters(LLAMA) * 4.127 / 8 + 2 * rest)
 
 
 def test_kv_cache_of_llama_2_7b_is_half_a_megabyte_a_token():

@@ -7,8 +7,8 @@ What stands behind the numbers, so that they can be checked:
   the backward pass needs: of all layers, or of one layer where layers are recomputed.
 - *lora*: the base in bf16 and frozen; adapters of a rank on every linear layer at 16 bytes per parameter.
 - *qlora*: as lora, the layers' matrices at 4.127 bits (NF4, blocks of 64, double quantisation), the rest bf16.
-- *inference*: bf16 all; int8: the layers' matrices at 8 bits and one bf16 scale per row; 4-bit: at 4.125 bits
-  (groups of 128 with an fp16 scale). Embedding, head and norms stay bf16.
+- *inference*: bf16 all; int8 and 4-bit as ``hepta compress quantize`` writes them: the layers' matrices at 8 bits
+  with a bf16 scale per row, or at 4 with one per 32 columns; embedding and head at 8 bits in both; the rest bf16.
 - *activations*: what autograd keeps of an uncompiled model (compiled, less), attention fused: no T × T
   matrix, but on a CPU, where keeping the probabilities of the causal half is faster.
   Recomputed: each layer's input, and one layer in full.
@@ -24,7 +24,9 @@ INFERENCE = ("bf16", "int8", "4-bit")
 METHODS = TRAINING + INFERENCE
 LOGIT_ROWS = 1024
 CPU_BLOCK = 128  # queries whose probabilities a CPU computes together, each with the keys up to the block's end
-MATRIX_BITS = {"full": 32.0, "lora": 16.0, "qlora": 4.127, "bf16": 16.0, "int8": 8.0, "4-bit": 4.125}
+MATRIX_BITS = {"full": 32.0, "lora": 16.0, "qlora": 4.127, "bf16": 16.0, "int8": 8.0, "4-bit": 4.0}
+GROUP = 32  # columns that share a bf16 scale where weights have 4 bits
+TILE = 1 << 20  # quantised weights turned to floats at a time
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,15 @@ def weight_bytes(config: Shape, method: str) -> float:
     if method in ("full", "lora", "bf16"):
         return config.num_parameters * MATRIX_BITS[method] / 8
     matrices = config.num_layers * layer_matrix_parameters(config)
-    scales = 2 * config.num_layers * sum(outputs for _, outputs in config.linear_shapes()) if method == "int8" else 0
-    return matrices * MATRIX_BITS[method] / 8 + 2 * (config.num_parameters - matrices) + scales
+    stored = matrices * MATRIX_BITS[method] / 8
+    if method == "qlora":
+        return stored + 2.0 * (config.num_parameters - matrices)
+    rows = config.vocab_size * (1 if config.tied else 2)  # of the embedding, and of a head of its own
+    tables = rows * config.hidden_size
+    scales = rows + config.num_layers * sum(
+        outputs if method == "int8" else inputs * outputs // GROUP for inputs, outputs in config.linear_shapes()
+    )
+    return stored + tables + 2.0 * (scales + config.num_parameters - matrices - tables)
 
 
 def kv_cache_bytes(config: Shape, sequence_length: int, sequences: int = 1) -> float:
@@ -137,9 +146,10 @@ def memory(config: Shape, method: str, setting: Setting) -> Memory:
     layer = 2.0 * layer_matrix_parameters(config)  # one layer's matrices in 16 bits
     if method in INFERENCE:
         width = config.hidden_size + sum(outputs for _, outputs in config.linear_shapes())
+        copies = (0.0 if setting.half else layer) if method == "bf16" else (2.0 if setting.half else 4.0) * TILE
         return Memory(
             weights=weights / shards,
-            copies=0.0 if method == "bf16" and setting.half else layer,  # one layer dequantised at a time
+            copies=copies,
             activations=(2.0 if setting.half else 4.0) * setting.tokens * width,  # one layer at a time
             logits=4.0 * setting.micro_batch * config.vocab_size,  # of the last position
             kv_cache=kv_cache_bytes(config, setting.sequence_length, setting.micro_batch) / shards,

@@ -205,7 +205,8 @@ def _assumptions(config: PlanConfig, devices: list[Device], length: int) -> list
     lines = [
         "GB are 10⁹ bytes; a card counts for the number on its box, the driver takes what is above",
         "full training is AdamW in mixed precision, 16 bytes per parameter, plus 2 for bf16 copies unless recomputed",
-        f"LoRA and QLoRA: rank {config.rank} on every linear layer; QLoRA and 4-bit leave embedding and head in bf16",
+        f"LoRA and QLoRA: rank {config.rank} on every linear layer; QLoRA leaves embedding and head in bf16",
+        "int8 and 4-bit as hepta compress quantize writes them: embedding and head at 8 bits in both",
         "their rates: a frozen matrix needs no gradient; turning 4 bits back into 16 is not counted",
         f"{config.micro_batch} × {length} tokens at once; attention fused but on a CPU; logits by 1,024 rows",
         "several devices: weights, gradients and moments split evenly over them",
