@@ -28,6 +28,10 @@ _PUBLIC = {
     "EvalConfig": "hepta.evaluation.config",
     "quantize": "hepta.compression.quantize",
     "QuantizeConfig": "hepta.compression.config",
+    "explain_attention": "hepta.explanation.attention",
+    "AttentionConfig": "hepta.explanation.config",
+    "explain_lens": "hepta.explanation.lens",
+    "LensConfig": "hepta.explanation.config",
     "run_recipe": "hepta.runner.recipe",
     "RunConfig": "hepta.runner.recipe",
 }

@@ -9,7 +9,8 @@ import pytest
 import torch
 import transformers
 
-from hepta.explanation.lens import lens_logits, residuals
+from hepta.explanation.config import LensConfig
+from hepta.explanation.lens import explain_lens, lens_logits, residuals
 from hepta.explanation.reading import open_subject, read_text
 from hepta.model.load import load_model
 
@@ -111,3 +112,13 @@ def test_models_that_have_no_lens_are_told_why(cli: Any, tiny: Any, name: str, l
     assert done.code == 2
     assert done.err.count("\n") == 1
     assert why in done.err
+
+
+@pytest.mark.model
+def test_paris_comes_late_as_the_handbook_says(tmp_path: Path) -> None:
+    config = LensConfig(model="smollm2-135m", text="The capital of France is", output=tmp_path / "l.html")
+    last = explain_lens(config).facts["positions"][-1]
+    said = [top[0][0] for top in last["top"]]
+    assert said[28:] == [" Paris"] * 3
+    assert " Paris" not in said[:28]
+    assert last["top"][-1][0][1] == pytest.approx(0.749, abs=0.005)

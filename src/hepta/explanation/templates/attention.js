@@ -152,7 +152,7 @@
     var rows = map(part, part.layer, part.head), room = Math.min(560, (part.box.clientWidth || 360) - 4);
     var left = Math.min(96, Math.max(44, room * 0.2)), cell = Math.max(2, Math.min(38, Math.floor((room - left - 4) / rows[0].length)));
     var longest = Math.max.apply(null, part.keyPieces.slice(0, 400).map(function (piece) { return name(piece).length; }));
-    return {left: left, top: Math.min(left * 0.85, 16 + 5.5 * longest), cell: cell, rows: rows.length, columns: rows[0].length};
+    return {left: left, top: Math.min(left * 0.9, 22 + 6 * longest), cell: cell, rows: rows.length, columns: rows[0].length};
   }
 
   function range(pieces, bin, i) {
