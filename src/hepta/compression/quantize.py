@@ -1,6 +1,7 @@
 """``hepta compress quantize``: a model directory whose matrices are integers, and what that cost.
 
-Without calibration each stored tensor is read, rounded and written in turn; no model is built.
+Without calibration each stored tensor is read, rounded and written in turn: no model is built, and memory holds one
+gigabyte of the result at most.
 """
 
 import os
@@ -19,6 +20,7 @@ from hepta.compression.calibrate import calibration_batches, refuse_pairs
 from hepta.compression.config import QuantizeConfig
 from hepta.compression.drift import Drift, drift
 from hepta.compression.rounding import Rounded, nearest_bytes, nearest_half_bytes
+from hepta.compression.stream import write_stream
 from hepta.config import HeptaError
 from hepta.console import say
 from hepta.evaluation.text import trained_length
@@ -37,7 +39,6 @@ from hepta.model.load import (
     refuse_quantized,
     resolve_model,
     save_model,
-    save_weights,
 )  # fmt: skip
 from hepta.model.network import Network
 from hepta.model.scheme import KEY, SCALE, Scheme, to_hf
@@ -148,8 +149,7 @@ def quantize(config: QuantizeConfig) -> QuantizeResult:
     nearest = nearest_bytes if scheme.bits == 8 else lambda weight: nearest_half_bytes(weight, scheme.group)
     written = Written()
     with atomic_directory(config.output / "model") as place:
-        tensors = dict(_tensors(directory, chosen, rounded, nearest, errors, written))
-        save_weights(tensors, place)
+        write_stream(_tensors(directory, chosen, rounded, nearest, errors, written), place)
         _describe(directory, place, chosen, scheme, config)
     result = QuantizeResult(
         output=str(config.output), model=config.model, bits=config.bits, group=scheme.group or None,
