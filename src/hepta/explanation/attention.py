@@ -24,9 +24,9 @@ from hepta.model.shape import TransformerShape
 from hepta.model.translator import Translator
 
 INSTEAD = {
-    "NGram": "it counts what followed the last few tokens",
-    "FeedForward": "it reads a fixed window of tokens through one matrix",
-    "LSTM": "it carries one state from token to token",
+    "NGram": "an n-gram model has no attention, it counts what followed the last few tokens",
+    "FeedForward": "a feed-forward model has no attention, it reads a fixed window of tokens through one matrix",
+    "LSTM": "an LSTM has no attention, it carries one state from token to token",
 }  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def refuse_without_attention(subject: Subject) -> None:
     name = type(subject.network).__name__
     if not isinstance(subject.network.config, TransformerShape) and name in INSTEAD:
         raise HeptaError(
-            f"{subject.directory}: a {name} has no attention, {INSTEAD[name]}; "
+            f"{subject.directory}: {INSTEAD[name]}; "
             "hepta explain attribution tells which tokens decide, or take a Transformer"
         )
 

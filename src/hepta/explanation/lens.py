@@ -55,12 +55,12 @@ def explain_lens(config: LensConfig) -> Explained:
 def _refuse_unreadable(subject: Subject) -> None:
     network = subject.network
     if not network.blocks:
-        name = type(network).__name__
         why = {
-            "LSTM": "each layer has its own state, and only the last one's is read by the head",
-            "NGram": "it has no layers, it counts", "FeedForward": "it has one hidden layer",
-        }.get(name, "its layers do not add to one stream")  # fmt: skip
-        raise HeptaError(f"{subject.directory}: a {name} has no lens: {why}; take a Transformer")
+            "LSTM": "an LSTM has no lens: each layer has its own state, and only the last one's is read by the head",
+            "NGram": "an n-gram model has no lens: it has no layers, it counts",
+            "FeedForward": "a feed-forward model has no lens: it has one hidden layer",
+        }.get(type(network).__name__, "it has no lens: its layers do not add to one stream")  # fmt: skip
+        raise HeptaError(f"{subject.directory}: {why}; take a Transformer")
 
 
 def _places(subject: Subject, pieces: list[Piece]) -> list[int]:
