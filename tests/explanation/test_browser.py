@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from hepta.explanation.attention import explain_attention
-from hepta.explanation.config import AttentionConfig, LensConfig
+from hepta.explanation.attribution import explain_attribution
+from hepta.explanation.config import AttentionConfig, AttributionConfig, LensConfig, NeuronsConfig
 from hepta.explanation.lens import explain_lens
+from hepta.explanation.neurons import explain_neurons
 
 pytestmark = pytest.mark.browser
 FLAGS = [
@@ -128,3 +130,47 @@ def test_the_lens_opens_toggles_and_tells_the_right_probability(
     last = made.facts["positions"][-1]
     assert f"{last['top'][-2][0][1]:.4f}" in found["tip"]
     assert f"{last['kl'][2]:.4f}" in found["dot"]
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_attribution_opens_toggles_and_tells_the_right_number(
+    tiny: Callable[..., Path], tmp_path: Path, width: int
+) -> None:
+    config = AttributionConfig(
+        model=str(tiny("nano", ("good </script><b>", "bad"))), text="<b>The cat</b> sat on 我们 </script> mats " * 3,
+        method="gradient", output=tmp_path / "a.html",
+    )  # fmt: skip
+    made = explain_attribution(config)
+    steps = """
+  var words = doc.querySelectorAll(".told .word"); found.words = words.length;
+  words[1].dispatchEvent(new view.Event("focus")); found.tip = tip();
+  var rows = doc.querySelectorAll(".pull .name").length;
+  doc.querySelector("button.more").click(); found.more = doc.querySelectorAll(".pull .name").length - rows;
+  found.titles = Array.from(doc.querySelectorAll("h3 .t-en")).map(function (e) { return e.textContent; });
+"""
+    found = visited(tmp_path, made.page, width, steps)
+    check_states(found["states"])
+    first = made.facts["views"][0]
+    count = len(made.facts["words"])
+    assert found["words"] == 2 * count
+    assert f"{abs(first['words'][1]):.3f}" in found["tip"]
+    assert found["more"] == count - 10
+    assert "good </script><b>" in " ".join(found["titles"])
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_neurons_open_toggle_and_tell_the_right_cost(tiny: Callable[..., Path], tmp_path: Path, width: int) -> None:
+    text = "The cat sat on the mat.\n<script>document.title = 'owned'</script>\n" * 4
+    made = explain_neurons(NeuronsConfig(model=str(tiny("nano")), text=text, tokens=120, output=tmp_path / "n.html"))
+    steps = """
+  var cell = doc.querySelectorAll("table.grid td")[5]; cell.dispatchEvent(new view.Event("focus")); found.tip = tip();
+  found.bars = doc.querySelectorAll(".cost").length; found.title = doc.title;
+  found.cards = doc.querySelectorAll(".cells .card").length;
+"""
+    found = visited(tmp_path, made.page, width, steps)
+    check_states(found["states"])
+    assert "layer 2, head 2" in found["tip"]
+    cost = abs(made.facts["heads"][1][1]["cost"])
+    assert (f"{cost:.3f}" if cost < 0.0995 else f"{cost:.2f}") in found["tip"]
+    assert (found["bars"], found["cards"]) == (6, 18)
+    assert found["title"] == "neurons · hepta"

@@ -90,3 +90,24 @@ def lens(
 
     options = {"model": model, "text": text, "top": top, "output": output}
     execute("explain lens", options, overrides, None, dry_run, as_json, show_lens)
+
+
+@app.command(epilog=describe_keys("explain neurons"))
+def neurons(
+    overrides: Overrides = None,
+    model: Model = None,
+    text: Annotated[str | None, typer.Option(help="corpus, file or text; of a classifier its kind of table")] = None,
+    split: Annotated[str | None, typer.Option(help="of a corpus; val if empty")] = None,
+    tokens: Annotated[int | None, typer.Option(help="most tokens of the text that are read")] = None,
+    output: Output = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """What the loss is without each head, each layer's attention or MLP; which tokens excite the top neurons.
+
+    Example: hepta explain neurons --model out/demo/base --text out/demo/corpus
+    """
+    from hepta.explanation.show import show_neurons
+
+    options = {"model": model, "text": text, "split": split, "tokens": tokens, "output": output}
+    execute("explain neurons", options, overrides, None, dry_run, as_json, show_neurons)

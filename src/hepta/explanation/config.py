@@ -50,3 +50,11 @@ class AttributionConfig(ExplainConfig):
     )
     steps: int | None = identity(None, "of the integration; as many as a gap below 1 % takes if empty", ge=1)
     chat: bool = identity(False, "the text is a user's message in the model's chat template")
+
+
+class NeuronsConfig(ExplainConfig):
+    """What each part of a model is worth."""
+
+    text: str = identity(..., "corpus directory, .txt or .jsonl, the text itself; of a classifier its kind of table")
+    split: Literal["train", "val", "test"] = identity("val", "split of a corpus; plain files have none")
+    tokens: int = identity(4096, "most tokens of the text that are read", ge=2)

@@ -103,3 +103,22 @@ def show_lens(result: Explained) -> str:
     if len(facts["positions"]) > MOST_POSITIONS:
         lines.append(f"(the last of {len(facts['positions'])} positions; all are on the page)")
     return "\n".join([*lines, "", f"{result.page}  (facts: {result.file})"])
+
+
+def show_neurons(result: Explained) -> str:
+    """What the dearest parts cost, with their intervals, and how many cost nothing beyond noise."""
+    facts = result.facts
+    read = f"{facts['tokens']:,} tokens, {facts['units']} {facts['unit']}"
+    lines = [f"{facts['model']}: {facts['family']}, {read}, loss {facts['loss']:.4f} nats per {facts['per']}"]
+    parts = [(f"layer {n} attention", cost) for n, cost in enumerate(facts["attention"], 1)]
+    parts += [(f"layer {n} MLP", cost) for n, cost in enumerate(facts["mlp"], 1)]
+    heads = [(f"layer {n} head {h}", cost) for n, row in enumerate(facts["heads"], 1) for h, cost in enumerate(row, 1)]
+    for title, group in (("without a layer's part", parts), ("without one head", heads)):
+        if group:
+            lines += ["", f"{title}: nats more (95 % interval)"]
+        for name, cost in sorted(group, key=lambda one: -one[1]["cost"])[:MOST_WORDS]:
+            lines.append(f"  {cost['cost']:+8.4f}  ({cost['low']:+.4f} … {cost['high']:+.4f})  {name}")
+    if heads:
+        idle = sum(cost["low"] <= 0 <= cost["high"] for _, cost in heads)
+        lines.append(f"  {idle} of {len(heads)} heads cost nothing beyond noise on this text")
+    return "\n".join([*lines, "", f"{result.page}  (facts: {result.file})"])

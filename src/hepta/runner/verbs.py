@@ -65,6 +65,7 @@ VERBS: dict[str, Verb] = {
         "hepta.explanation.config:AttributionConfig", "hepta.explanation.attribution:explain_attribution"
     ),
     "explain lens": Verb("hepta.explanation.config:LensConfig", "hepta.explanation.lens:explain_lens"),
+    "explain neurons": Verb("hepta.explanation.config:NeuronsConfig", "hepta.explanation.neurons:explain_neurons"),
     "report": Verb("hepta.reports.config:ReportConfig", "hepta.reports.page:write_report"),
     "run": Verb("hepta.runner.config:RunConfig", "hepta.runner.recipe:run_recipe"),
 }
