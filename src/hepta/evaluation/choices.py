@@ -1,6 +1,6 @@
 """Multiple choice without tuning: the choice whose text a language model finds likeliest after the question.
 
-A choice counts by the sum of its tokens' log-probabilities (``acc`` of lm-evaluation-harness), and by the same divided by
+A choice counts by the sum of its tokens' log-probabilities (``acc`` of lm-evaluation-harness), and by that divided by
 the choice's bytes (its ``acc_norm``, where letters are bytes). The prompt is ``Question: …\\nAnswer:``, what is scored
 follows it after a space.
 """
