@@ -54,7 +54,8 @@ SMALL = {  # trained for seconds, always
             stages("base chat feedforward lstm", *LITTLE, "sequence_length=64"),
             stages("base feedforward lstm", "minutes=null"),
             stages("base chat", "compile=off"),
-            stages("ngram-score feedforward-score lstm-score score", "max_documents=8"),
+            stages("ngram-score feedforward-score lstm-score score smaller", "max_documents=8"),
+            "int4.sequences=8 smaller.rounds=1",
         ]
     ),
     "run recipes/history.yaml": " ".join(

@@ -20,7 +20,8 @@ from typing import Any
 from hepta.config import MachineError
 from hepta.console import progress
 
-PROMPT, ANSWER, PREFILL, ROWS = 16, 48, 512, 32  # tokens; ROWS texts of a classifier in one pass
+PROMPT, FIRST, ANSWER, PREFILL = 16, 4, 48, 512  # tokens: of a prompt, a first answer, an answer, a text to read
+ROWS = 32  # texts of a classifier in one pass
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Footprint:
     """What a model takes while it answers.
 
     Attributes:
-        rss_bytes: resident memory of the process after loading and a first answer.
+        rss_bytes: resident memory of the process after loading and a first short answer.
         model_bytes: how much of it came with the model.
         prefill: reading, tokens a second (one text of 512 tokens, or less where the model reads less).
         decode: writing at one text at a time; None for a model that writes none.
@@ -136,7 +137,7 @@ def _classifier_rates(directory: Path) -> Any:
     length = min(model.task.sequence_length, model.config.longest or PREFILL)
     ids, lengths = torch.ones((ROWS, length), dtype=torch.long), torch.full((ROWS,), length)
 
-    def measure() -> dict[str, Any]:
+    def measure(tokens: int) -> dict[str, Any]:
         with torch.inference_mode():
             started = time.perf_counter()
             model.eval()(ids, lengths)
@@ -156,14 +157,14 @@ def _causal_rates(directory: Path, precision: str) -> Any:
     longest = model.config.longest or PREFILL
     prompt = [10 + i % 50 for i in range(min(PROMPT, longest // 2))]
     text = torch.tensor([[10 + i % 50 for i in range(min(PREFILL, longest))]])
-    answer = min(ANSWER, longest - len(prompt) - 1)
 
     def seconds(tokens: int) -> float:
         started = time.perf_counter()
         engine.generate([prompt], max_new_tokens=tokens, stop_ids=[])
         return time.perf_counter() - started
 
-    def measure() -> dict[str, Any]:
+    def measure(tokens: int) -> dict[str, Any]:
+        answer = min(tokens, longest - len(prompt) - 1) if model.config.longest else tokens
         with torch.inference_mode():
             started = time.perf_counter()
             model(text, head=lambda hidden, weight, bias: hidden)
@@ -188,11 +189,12 @@ def main(directory: Path, precision: str, threads: int) -> None:
         torch.mm(torch.ones(64, 64, dtype=dtype), torch.ones(64, 64, dtype=dtype))
     before = _resident()
     measure = _classifier_rates(directory) if is_classifier(directory) else _causal_rates(directory, precision)
-    measure()
+    measure(FIRST)  # a long answer also keeps a kernel for each length, tens of megabytes that are not the model's
     now = _resident()
     print(json.dumps({"rss_bytes": now, "model_bytes": now - before}), flush=True)
+    measure(ANSWER)
     for _ in sys.stdin:
-        print(json.dumps(measure()), flush=True)
+        print(json.dumps(measure(ANSWER)), flush=True)
 
 
 if __name__ == "__main__":
