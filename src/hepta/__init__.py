@@ -32,6 +32,10 @@ _PUBLIC = {
     "AttentionConfig": "hepta.explanation.config",
     "explain_lens": "hepta.explanation.lens",
     "LensConfig": "hepta.explanation.config",
+    "prune": "hepta.compression.prune",
+    "PruneConfig": "hepta.compression.config",
+    "distill": "hepta.compression.distill",
+    "DistillConfig": "hepta.compression.config",
     "run_recipe": "hepta.runner.recipe",
     "RunConfig": "hepta.runner.recipe",
 }
