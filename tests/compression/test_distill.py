@@ -17,6 +17,8 @@ from hepta.model.families import network_class
 from hepta.model.history import LSTMShape
 from hepta.model.learned import GPT2Shape
 from hepta.model.load import load_model, save_model
+from hepta.reports.config import ReportConfig
+from hepta.reports.page import write_report
 
 
 def config(output: Path, teacher: Path, tokens: Path, **more: Any) -> DistillConfig:
@@ -48,6 +50,9 @@ def test_a_student_comes_nearer_to_text_and_teacher_and_the_metrics_say_both(
     assert f"teacher         {whole['parameters']:,} parameters, loss" in str(result)
     assert distill(config(tmp_path / "run", trained, tokens, max_steps=30)) == result, "done is done"
     assert load_model(tmp_path / "run").config.num_layers == 1
+    page = write_report(ReportConfig(run=tmp_path / "run"))
+    assert page.problems == []
+    assert "Distilling" in page.path.read_text(encoding="utf-8")
 
 
 class Stopped(Exception):

@@ -8,12 +8,12 @@ from markupsafe import Markup, escape
 WIDTH, ROW, LEFT, BOX = 460, 66, 12, 330
 VERB_ZH = {
     "fetch": "下载数据", "corpus": "清洗语料", "tokenizer": "训练分词器", "tokens": "编码成词元", "pretrain": "预训练",
-    "sft": "指令微调", "tune": "任务微调", "eval": "评测",
+    "sft": "指令微调", "tune": "任务微调", "eval": "评测", "compress distill": "蒸馏", "compress prune": "剪枝",
 }  # fmt: skip
 VERB_EN = {
     "fetch": "fetch data", "corpus": "clean the corpus", "tokenizer": "train the tokenizer",
     "tokens": "encode to tokens", "pretrain": "pretrain", "sft": "instruction tuning", "eval": "evaluate",
-    "tune": "tune for a task",
+    "tune": "tune for a task", "compress distill": "distil", "compress prune": "prune",
 }  # fmt: skip
 
 

@@ -10,7 +10,8 @@ import yaml
 from hepta.config import HeptaError, parse_yaml
 from hepta.stage import MANIFEST, UNFINISHED
 
-TRAINING_VERBS = ("pretrain", "sft", "tune", "compress distill", "compress prune")
+SMALLER_VERBS = ("compress distill", "compress prune")  # a smaller language model, trained in the same loop
+TRAINING_VERBS = ("pretrain", "sft", "tune", *SMALLER_VERBS)
 MOST_ROWS = 200_000  # of one metrics file; beyond it every other row is enough for a curve
 
 

@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from hepta.console import duration
 from hepta.reports.figures import COLOURS, Figure, Line, draw
-from hepta.reports.gather import RunRecord, StageRecord
+from hepta.reports.gather import SMALLER_VERBS, TRAINING_VERBS, RunRecord, StageRecord
 from hepta.reports.views import number, size
 
 MOST_TEXT = 1200  # characters of one answer on the page
@@ -65,7 +65,8 @@ def view_training(record: RunRecord) -> list[dict[str, Any]]:
     xz = xz_by_language(record)
     return [
         {"id": s.id, "verb": s.verb, "status": s.status, "rows": _training_rows(s), "figures": curves(s, xz)}
-        for s in record.of("pretrain", "sft")
+        for s in record.of("pretrain", "sft", *SMALLER_VERBS)
+        if s.metrics or s.verb not in SMALLER_VERBS
     ]
 
 
@@ -106,7 +107,7 @@ def _arrow(before: Any, after: Any, form: str) -> str:
 def _life(record: RunRecord) -> list[StageRecord]:
     """The runs that lead to the last model: tuning, and the pretraining it began from; all where nothing was tuned."""
     tuned = [str(stage.config.get("model")) for stage in record.of("sft")]
-    runs = record.of("pretrain", "sft")
+    runs = record.of("pretrain", "sft") or record.of(*SMALLER_VERBS)
     line = [s for s in runs if s.verb == "sft" or str(s.config.get("output") or s.path) in tuned]
     return line if any(s.verb == "pretrain" for s in line) else runs
 
@@ -123,6 +124,8 @@ def view_samples(record: RunRecord) -> dict[str, Any] | None:
     titles = ("random weights", "随机初始化") if random else (f"before {first.id}", f"{first.id} 之前")
     points.append((titles[0], titles[1], first, start))
     names = {"pretrain": ("after pretraining", "预训练之后"), "sft": ("after chat tuning", "指令微调之后")}
+    names |= {"compress distill": ("after distilling", "蒸馏之后")}
+    names |= {"compress prune": ("after training on", "接着训练之后")}
     for stage in runs:
         en, zh = names[stage.verb]
         several = len([s for s in runs if s.verb == stage.verb]) > 1
@@ -219,7 +222,7 @@ def view_losses(record: RunRecord) -> list[dict[str, Any]]:
         if stage.verb == "fetch":
             names = facts.get("names") or {}
             pairs += flatten({name: entry.get("caution") for name, entry in names.items() if isinstance(entry, dict)})
-        if stage.verb in ("pretrain", "sft", "tune"):
+        if stage.verb in TRAINING_VERBS:
             pairs += flatten(facts.get("data_report") or {}, "data")
             skips = [row for row in stage.journal if row.get("event") == "skip"]
             pairs += flatten({"skipped steps": facts.get("skipped_steps") or len(skips)})

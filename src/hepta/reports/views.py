@@ -10,7 +10,7 @@ from typing import Any
 
 from hepta.console import duration
 from hepta.reports.diagram import Node, draw_stages
-from hepta.reports.gather import RunRecord, StageRecord
+from hepta.reports.gather import TRAINING_VERBS, RunRecord, StageRecord
 
 LANGUAGES = {"en": "English", "zh": "中文", "ja": "日本語", "und": "?"}
 
@@ -73,6 +73,8 @@ def note_of(stage: StageRecord) -> str:
         "pretrain": [_work(facts), *shown],
         "sft": [f"{number(facts.get('steps'))} steps", f"loss {number(final.get('val_loss'), '.3f')}"],
         "tune": [_tuned(facts)],
+        "compress distill": [_work(facts), *shown],
+        "compress prune": [str(facts.get("done", "")), f"{number(facts.get('loss'), '.3f')} nats"],
         "eval": shown,
     }
     return " · ".join(notes.get(stage.verb, []))
@@ -113,7 +115,7 @@ def view_stages(record: RunRecord) -> dict[str, Any]:
 def view_machine(record: RunRecord) -> dict[str, Any]:
     """Machine, versions and the command."""
     found = dict(record.environment)
-    for stage in record.of("pretrain", "sft", "tune"):
+    for stage in record.of(*TRAINING_VERBS):
         path = stage.path / "environment.json"
         if path.is_file():
             trained_on = json.loads(path.read_text(encoding="utf-8"))
@@ -217,7 +219,7 @@ def view_tokens(record: RunRecord) -> list[dict[str, Any]]:
 
 def parameters_of(record: RunRecord) -> int | None:
     """Parameters of the run's last model, None where none was trained."""
-    counts = [s.facts.get("parameters") for s in record.of("pretrain", "sft", "tune", "eval")]
+    counts = [s.facts.get("parameters") for s in record.of(*TRAINING_VERBS, "eval")]
     return next((c for c in reversed(counts) if isinstance(c, int)), None)
 
 
