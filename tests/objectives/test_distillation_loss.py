@@ -131,6 +131,7 @@ def test_no_logits_of_all_rows_ever_exist_and_the_teacher_gets_no_gradient() -> 
         loss = Distill(teacher=teacher)(student, batch)
         loss.total.backward()
     assert Watch.largest == 512
+    assert not Distill(teacher=teacher).ask({"input_ids": ids}, None).hidden.requires_grad, "it keeps no graph"
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert all(parameter.grad is not None for parameter in student.parameters())
     expected = plain(student(ids), teacher(ids).detach(), batch["labels"], Mixture())
