@@ -67,6 +67,8 @@ SMALL = {  # trained for seconds, always
     ),
     "pretrain": " ".join([*LITTLE, "minutes=null sequence_length=64 compile=off"]),
     "sft": " ".join([*LITTLE, "epochs=null sequence_length=64 compile=off"]),
+    "compress distill": " ".join([*LITTLE, "minutes=null sequence_length=64 compile=off"]),
+    "compress prune --data": " ".join([*LITTLE, "minutes=null sequence_length=64 compile=off"]),
     "tune": "max_steps=2 epochs=null compile=off vocab_size=1024",
 }
 SMALLER = {  # only where nothing is proven
