@@ -125,7 +125,8 @@ def plan(directory: Path, scheme: Scheme) -> Plan:
             else:
                 found.linear.append(name)
     if not found.linear:
-        what = f"a {type(network).__name__} holds no matrices that 4-bit groups of {scheme.group} fit"
+        fit = f" that groups of {scheme.group} fit" if scheme.group else ""
+        what = f"a model of the class {type(network).__name__} holds no linear maps{fit}"
         raise HeptaError(f"{directory}: {what}; there is nothing to quantise")
     return found
 

@@ -100,7 +100,7 @@ def _baseline(subject: Subject, wanted: str | None) -> tuple[str, Tensor | None]
     token = tokenizer.mask_id if name == "mask" else tokenizer.pad_id
     if token is None:
         raise HeptaError(f"{tokenizer.path}: names no mask_token; use baseline=pad or baseline=zero")
-    return name, embedding.weight[token].detach()
+    return name, embedding(torch.tensor(token)).detach()
 
 
 def _view(
