@@ -39,7 +39,7 @@ TOOLS = {
     "cat", "cp", "cut", "diff", "du", "echo", "grep", "head", "ls", "mkdir", "mv", "printf", "python", "rm", "sed",
     "sort", "tail", "tr", "wc",
 }  # fmt: skip
-DEMO = {"raw.names": "[sentences-zh,c4-sample]", "tok.vocab_size": "1024"}
+DEMO = {"raw.names": "[sentences-zh,c4-sample]", "tok.vocab_size": "1024", "tok.sample_bytes": "300000"}
 LITTLE = ["max_steps=2", "eval.every=9", "eval.tokens=1024", "batch_tokens=1024"]
 
 
@@ -72,7 +72,7 @@ SMALL = {  # trained for seconds, always
     "tune": "max_steps=2 epochs=null compile=off vocab_size=1024",
 }
 SMALLER = {  # only where nothing is proven
-    "tokenizer train": "vocab_size=1024",
+    "tokenizer train": "vocab_size=1024 sample_bytes=300000",
     "generate": "max_new_tokens=4",
     "chat": "max_new_tokens=4",
     "eval": "max_documents=8",
