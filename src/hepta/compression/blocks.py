@@ -1,10 +1,10 @@
 """Calibrated rounding of a whole model, one block at a time, so that the sums of one block are alive at once.
 
 What a block reads is known; its maps are rounded by what they read; what it then gives out, with the rounded maps, is
-what the next block reads. So each block is rounded for the inputs it will really meet.
+what the next block reads. So each block is rounded for the inputs it will really meet, and the head last.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from hepta.compression.rounding import Rounded, repaired
 from hepta.console import progress
 from hepta.model.classifier import is_classifier, load_classifier
 from hepta.model.load import load_model
-from hepta.model.scheme import Scheme
 
 
 class _Stop(Exception):
@@ -26,14 +25,15 @@ class _Stop(Exception):
 
 @torch.no_grad()
 def round_by_blocks(
-    directory: Path, linear: Sequence[str], scheme: Scheme, batches: Sequence[Tensor]
+    directory: Path, groups: Mapping[str, int | None], head: str | None, batches: Sequence[Tensor]
 ) -> tuple[dict[str, Rounded], dict[str, float]]:
     """Round every block's maps by what they read.
 
     Args:
         directory: of the model (resolved).
-        linear: names of the maps to round; those outside of blocks are left to others.
-        scheme: how.
+        groups: columns that share a scale, of each map to round (None: 8 bits); those outside of blocks are left to
+            others.
+        head: name of the table that gives the logits, rounded to bytes; None: left to others.
         batches: calibration text, ids (B, T).
 
     Returns:
@@ -41,8 +41,7 @@ def round_by_blocks(
     """
     model = load_classifier(directory) if is_classifier(directory) else load_model(directory)
     network: Any = getattr(model, "network", model)
-    wanted = set(linear)
-    names = {id(module): name for name, module in model.named_modules() if name in wanted}
+    names = {id(module): name for name, module in model.named_modules() if name in groups}
     rounded: dict[str, Rounded] = {}
     errors: dict[str, float] = {}
     with progress("quantize", len(network.blocks), "layers") as bar:
@@ -55,11 +54,19 @@ def round_by_blocks(
             for name, module in maps.items():
                 products, weight = moments[name].products, module.weight
                 assert products is not None
-                rounded[name] = repaired(weight, products, scheme.group or None)
+                rounded[name] = repaired(weight, products, groups[name])
                 errors[name] = relative_error(weight, rounded[name].dequantized(), products)
                 weight.copy_(rounded[name].dequantized())
             states = [block(x, *rest[number]) for x in states]
             bar.advance(1)
+    if head is not None:
+        weight = network.output_weight
+        products = torch.zeros(weight.shape[1], weight.shape[1])
+        for ids in batches:
+            x = network.before_head(network.body(ids)).flatten(0, 1).float()
+            products.addmm_(x.T, x)
+        rounded[head] = repaired(weight, products, None)
+        errors[head] = relative_error(weight, rounded[head].dequantized(), products)
     return rounded, errors
 
 

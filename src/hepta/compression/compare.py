@@ -82,7 +82,7 @@ def _heading(result: CompareResult) -> str:
     if result.data:
         rows = next((m.task.rows for m in result.models if m.task), 0)
         parts.append(f"{rows:,} rows of {result.data}")
-    return "; ".join(parts) + f"; {result.precision}, {result.threads} threads"
+    return "; ".join(parts) + f"; judged in {result.precision}, speed in {result.speed_precision}, {result.threads} threads"
 
 
 def _cells(heading: str, cell: Any, models: Sequence[Compared]) -> list[str]:

@@ -45,7 +45,7 @@ from hepta.model.scheme import KEY, SCALE, Scheme, to_hf
 from hepta.stage import atomic_directory, claim, digest_of, read_json, withdraw_if_refused, write_json
 from hepta.tokenizer.load import load_tokenizer
 
-VERSION = 1
+VERSION = 2
 WORST = 5  # maps named in the result
 CHECKED = 8  # of so many sequences of calibration text one is kept to check with
 
@@ -85,14 +85,25 @@ class Plan:
     Attributes:
         model: on the meta device; tells names.
         linear: names of the maps.
+        delicate: those of them that take 8 bits whatever the others take.
         tables: names of the embedding and an own head, 8 bits each.
         kept: name of a map that stays as it is → why.
     """
 
     model: Any
     linear: list[str]
+    delicate: list[str]
     tables: list[str]
     kept: dict[str, str]
+
+    @property
+    def head(self) -> str | None:
+        """Which of the tables gives a causal model's logits; None for others."""
+        network = _network(self.model)
+        if self.model is not network or network.config.kind != "causal":
+            return None
+        owner = network.embedding if network.lm_head is None else network.lm_head
+        return next((name for name in self.tables if self.model.get_submodule(name) is owner), None)
 
     def on_disk(self, name: str) -> str:
         """The name of a map on disk."""
@@ -111,7 +122,7 @@ def plan(directory: Path, scheme: Scheme) -> Plan:
         model = meta_classifier(directory) if shape is None else network_class(shape)(shape)
     network = _network(model)
     heads = {name.rpartition(".")[0] for name in getattr(model, "head_names", list)()}
-    found = Plan(model, [], [], {})
+    found = Plan(model, [], [], [], {})
     for name, module in model.named_modules():
         if module is network.lm_head or (isinstance(module, nn.Embedding) and module is network.embedding):
             found.tables.append(name)
@@ -120,11 +131,14 @@ def plan(directory: Path, scheme: Scheme) -> Plan:
                 found.kept[name] = "head of the task"
             elif name.endswith(network.wide or "\0"):
                 found.kept[name] = "read step by step"
+            elif name.endswith(network.delicate or "\0"):
+                found.linear.append(name)
+                found.delicate.append(name)
             elif scheme.bits == 4 and module.in_features % scheme.group:
                 found.kept[name] = f"{module.in_features} columns are no whole number of groups"
             else:
                 found.linear.append(name)
-    if not found.linear:
+    if len(found.linear) == len(found.delicate):
         fit = f" that groups of {scheme.group} fit" if scheme.group else ""
         what = f"a model of the class {type(network).__name__} holds no linear maps{fit}"
         raise HeptaError(f"{directory}: {what}; there is nothing to quantise")
@@ -146,7 +160,11 @@ def quantize(config: QuantizeConfig) -> QuantizeResult:
         directory = merged(resolve_model(config.model), config.output / f".merged.tmp-{os.getpid()}")
         chosen = plan(directory, scheme)
         batches = _batches(config, directory, chosen)
-    rounded, errors = ({}, {}) if batches is None else round_by_blocks(directory, chosen.linear, scheme, batches[0])
+    rounded: dict[str, Rounded] = {}
+    errors: dict[str, float] = {}
+    if batches is not None:
+        groups = {name: None if name in chosen.delicate else scheme.group or None for name in chosen.linear}
+        rounded, errors = round_by_blocks(directory, groups, chosen.head, batches[0])
     nearest = nearest_bytes if scheme.bits == 8 else lambda weight: nearest_half_bytes(weight, scheme.group)
     written = Written()
     with atomic_directory(config.output / "model") as place:
@@ -238,7 +256,7 @@ def _tensors(
             written.after += tensor.nbytes
             yield stored_name, tensor.clone().contiguous()
             continue
-        method = nearest if owner in chosen.linear else nearest_bytes
+        method = nearest if owner in chosen.linear and owner not in chosen.delicate else nearest_bytes
         kept = rounded.pop(owner) if owner in rounded else method(found[1])
         if owner not in errors:
             wide = found[1].float()
@@ -275,7 +293,8 @@ def _describe(directory: Path, place: Path, chosen: Plan, scheme: Scheme, config
     tables = [chosen.on_disk(name) for name in chosen.tables]
     if model is network and model.config.tied and _has_head(network):
         tables += network.tied_copies
-    linear = [chosen.on_disk(name) for name in chosen.linear]
+    linear = [chosen.on_disk(name) for name in chosen.linear if name not in chosen.delicate]
+    tables += [chosen.on_disk(name) for name in chosen.delicate]
     hf = {**read_json(directory / "config.json"), KEY: to_hf(scheme, linear, tables)}
     if network.transposed:  # transformers keeps these maps in a class that it cannot quantise; its name refuses them
         hf["model_type"] = f"hepta-{hf['model_type']}"

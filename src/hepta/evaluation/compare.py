@@ -73,7 +73,8 @@ class CompareResult:
     documents: int
     tokens: int
     data: str | None
-    precision: str
+    precision: str  # when quality was judged
+    speed_precision: str
     threads: int
     notes: list[str] = field(default_factory=list)
     output: str | None = None
@@ -96,7 +97,7 @@ def compare(config: CompareConfig) -> CompareResult:
     if len(kinds) > 1:
         raise HeptaError(f"{' and '.join(config.models)}: a classifier and a language model have nothing to compare")
     measured = _classifiers(config, places) if kinds.pop() else _language_models(config, places)
-    took = footprints(places, config.precision, config.rounds, config.threads) if config.speed else [None] * len(places)
+    took = footprints(places, config.speed_precision, config.rounds, config.threads) if config.speed else [None] * len(places)
     found = [
         {"name": name, "bytes": weight_bytes(place), **row, "footprint": print_}
         for name, place, row, print_ in zip(config.models, places, measured.rows, took, strict=True)
@@ -106,7 +107,7 @@ def compare(config: CompareConfig) -> CompareResult:
         models=[Compared(**row, best_trade=good) for row, good in zip(found, best, strict=True)],
         kind=measured.kind, text=str(config.text) if config.text else None, documents=measured.documents,
         tokens=measured.tokens, data=measured.data, precision=config.precision,
-        threads=config.threads or torch.get_num_threads(), notes=measured.notes,
+        speed_precision=config.speed_precision, threads=config.threads or torch.get_num_threads(), notes=measured.notes,
     )  # fmt: skip
 
 

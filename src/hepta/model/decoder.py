@@ -125,6 +125,7 @@ class Trunk(nn.Module):
 class Decoder(Network):
     """A causal language model of the Llama line."""
 
+    delicate = ("v_proj",)  # small where heads share them, and all that attention hands on (docs/compress.md)
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     tied_copies = ("lm_head",)
     config: ModelConfig

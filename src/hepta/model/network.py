@@ -42,6 +42,7 @@ class Network(nn.Module):
     lora_targets: ClassVar[tuple[str, ...]] = ()  # ends of the names of the linear maps that LoRA adapts
     transposed: ClassVar[bool] = False  # those maps lie as (in, out) on disk
     tied_copies: ClassVar[tuple[str, ...]] = ()  # names that a tied embedding has on disk besides its own
+    delicate: ClassVar[tuple[str, ...]] = ()  # ends of the names of linear maps that never take fewer than 8 bits
     wide: ClassVar[tuple[str, ...]] = ()  # ends of the names of linear maps that are read as floats, not called
     config: Any  # of the family's own class of shapes
 

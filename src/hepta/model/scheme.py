@@ -58,8 +58,8 @@ def to_hf(scheme: Scheme, linear: Sequence[str], tables: Sequence[str]) -> dict[
 
     Args:
         scheme: of the linear maps.
-        linear: names on disk of the linear maps that hold integers.
-        tables: names on disk of the embedding and of what is tied to it, 8 bits each.
+        linear: names on disk of the linear maps that hold integers of the scheme's bits.
+        tables: names on disk of what takes 8 bits in any scheme: the embedding, what is tied to it, delicate maps.
     """
     weights = {"type": "int", "symmetric": True, "dynamic": False}
     bits, strategy, layout = BYTES

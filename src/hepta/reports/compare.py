@@ -19,7 +19,8 @@ def _comparison(stage: StageRecord) -> dict[str, Any]:
     rows = [_row(model, models[0]) for model in models]
     return {
         "id": stage.id, "text": facts.get("text"), "documents": facts.get("documents"), "tokens": facts.get("tokens"),
-        "data": facts.get("data"), "precision": facts.get("precision"), "threads": facts.get("threads"),
+        "data": facts.get("data"), "precision": facts.get("precision"), "speed_precision": facts.get("speed_precision"),
+        "threads": facts.get("threads"),
         "notes": facts.get("notes") or [], "rows": rows, "picture": _picture(stage.id, models),
         "language": models[0].get("bits_per_byte") is not None,
         "task": models[0].get("task") is not None,
