@@ -141,7 +141,8 @@ def test_best_trades_are_the_models_no_other_beats_in_size_and_bits():
 def test_the_verb_measures_both_models_and_writes_its_page(models, cli, tmp_path):
     text, output = tmp_path / "text.jsonl", tmp_path / "out"
     text.write_text("\n".join(json.dumps({"text": t}) for t in TEXTS), encoding="utf-8")
-    done = cli("compare", models / "a", models / "b", "--text", text, "--output", output, "speed_precision=fp32", "rounds=2")
+    words = ["compare", models / "a", models / "b", "--text", text, "--output", output, "rounds=2"]
+    done = cli(*words)
     assert done.code == 0, done.err
     for word in ("RSS MB", "decode tok/s", "Δ bits/byte", "KL", "same choice", str(models / "b")):
         assert word in done.out
@@ -158,7 +159,7 @@ def test_the_verb_measures_both_models_and_writes_its_page(models, cli, tmp_path
     page = (output / "report.html").read_text(encoding="utf-8")
     assert "Smaller models beside their original" in page
     assert "No evaluation was run" not in page
-    again = cli("compare", models / "a", models / "b", "--text", text, "--output", output, "speed_precision=fp32", "rounds=2")
+    again = cli(*words)
     assert again.out == done.out
     assert "already done" in again.err
 

@@ -82,7 +82,8 @@ def _heading(result: CompareResult) -> str:
     if result.data:
         rows = next((m.task.rows for m in result.models if m.task), 0)
         parts.append(f"{rows:,} rows of {result.data}")
-    return "; ".join(parts) + f"; judged in {result.precision}, speed in {result.speed_precision}, {result.threads} threads"
+    text = "; ".join(parts)
+    return text + f"; judged in {result.precision}, speed in {result.speed_precision}, {result.threads} threads"
 
 
 def _cells(heading: str, cell: Any, models: Sequence[Compared]) -> list[str]:

@@ -97,7 +97,9 @@ def compare(config: CompareConfig) -> CompareResult:
     if len(kinds) > 1:
         raise HeptaError(f"{' and '.join(config.models)}: a classifier and a language model have nothing to compare")
     measured = _classifiers(config, places) if kinds.pop() else _language_models(config, places)
-    took = footprints(places, config.speed_precision, config.rounds, config.threads) if config.speed else [None] * len(places)
+    took: list[Footprint | None] = [None] * len(places)
+    if config.speed:
+        took = list(footprints(places, config.speed_precision, config.rounds, config.threads))
     found = [
         {"name": name, "bytes": weight_bytes(place), **row, "footprint": print_}
         for name, place, row, print_ in zip(config.models, places, measured.rows, took, strict=True)

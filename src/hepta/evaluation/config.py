@@ -51,7 +51,7 @@ class CompareConfig(StageConfig):
     sequence_length: int | None = identity(None, "tokens per window; the length trained on if empty", ge=2)
     max_documents: int | None = identity(300, "read the first so many documents only", ge=2)
     max_rows: int | None = identity(500, "ask the first so many rows of data only", ge=2)
-    precision: Literal["fp32", "bf16"] = identity("fp32", "of products when quality is judged; bf16 rounds by itself")
+    precision: Literal["fp32", "bf16"] = identity("fp32", "of products when quality is judged")
     speed_precision: Literal["fp32", "bf16"] = identity("bf16", "of products when speed and memory are measured")
     speed: bool = identity(True, "measure memory and tokens per second, each model in a process of its own")
     rounds: int = identity(5, "times each speed is measured, in turns", ge=1)
