@@ -8,7 +8,8 @@ What stands behind the numbers, so that they can be checked:
 - *lora*: the base in bf16 and frozen; adapters of a rank on every linear layer at 16 bytes per parameter.
 - *qlora*: as lora, the layers' matrices at 4.127 bits (NF4, blocks of 64, double quantisation), the rest bf16.
 - *inference*: bf16 all; int8 and 4-bit as ``hepta compress quantize`` writes them: the layers' matrices at 8 bits
-  with a bf16 scale per row, or at 4 with one per 32 columns; embedding and head at 8 bits in both; the rest bf16.
+  with a bf16 scale per row, or at 4 with one per 32 columns (the Llama line's values at 8); embedding and head at
+  8 bits in both; the rest bf16.
 - *activations*: what autograd keeps of an uncompiled model (compiled, less), attention fused: no T × T
   matrix, but on a CPU, where keeping the probabilities of the causal half is faster.
   Recomputed: each layer's input, and one layer in full.
@@ -17,6 +18,7 @@ What stands behind the numbers, so that they can be checked:
 
 from dataclasses import dataclass, fields
 
+from hepta.model.config import ModelConfig
 from hepta.model.shape import Shape, TransformerShape
 
 TRAINING = ("full", "lora", "qlora")
@@ -25,6 +27,7 @@ METHODS = TRAINING + INFERENCE
 LOGIT_ROWS = 1024
 CPU_BLOCK = 128  # queries whose probabilities a CPU computes together, each with the keys up to the block's end
 MATRIX_BITS = {"full": 32.0, "lora": 16.0, "qlora": 4.127, "bf16": 16.0, "int8": 8.0, "4-bit": 4.0}
+VALUES = 2  # place of the values' map among a layer's; the Llama line's takes 8 bits in a 4-bit model
 GROUP = 32  # columns that share a bf16 scale where weights have 4 bits
 TILE = 1 << 20  # quantised weights turned to floats at a time
 
@@ -84,10 +87,11 @@ def weight_bytes(config: Shape, method: str) -> float:
     if method == "qlora":
         return stored + 2.0 * (config.num_parameters - matrices)
     rows = config.vocab_size * (1 if config.tied else 2)  # of the embedding, and of a head of its own
-    tables = rows * config.hidden_size
-    scales = rows + config.num_layers * sum(
-        outputs if method == "int8" else inputs * outputs // GROUP for inputs, outputs in config.linear_shapes()
-    )
+    tables, scales = rows * config.hidden_size, rows
+    for place, (inputs, outputs) in enumerate(config.linear_shapes()):
+        bytes_each = method == "int8" or (place == VALUES and isinstance(config, ModelConfig))
+        scales += config.num_layers * (outputs if bytes_each else inputs * outputs // GROUP)
+        stored += config.num_layers * inputs * outputs / 2 if bytes_each and method == "4-bit" else 0
     return stored + tables + 2.0 * (scales + config.num_parameters - matrices - tables)
 
 
