@@ -76,6 +76,9 @@ SMALLER = {  # only where nothing is proven
     "generate": "max_new_tokens=4",
     "chat": "max_new_tokens=4",
     "eval": "max_documents=8",
+    "compare": "max_documents=8 rounds=1",
+    "explain neurons": "tokens=256",
+    "compress quantize": "sequences=8 sequence_length=128",
 }
 
 
