@@ -3,7 +3,6 @@
 import functools
 import json
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from browser import chromium, console, visit
 from shell_blocks import ROOT
 
 LOADS = {  # attributes that make a browser fetch something when a page opens
@@ -23,10 +23,6 @@ LOADS = {  # attributes that make a browser fetch something when a page opens
 }  # fmt: skip
 
 
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr", "--v=0",
-]  # fmt: skip
 SEARCH = """<!DOCTYPE html><meta charset="utf-8"><iframe src="/zh/index.html"></iframe><script>
 onload = function () {
   var page = document.querySelector("iframe").contentDocument, box = page.querySelector("input[name=query]");
@@ -131,26 +127,18 @@ def served(site) -> Iterator[Served]:
         server.shutdown()
 
 
-def chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
-        if found := shutil.which(name):
-            return found
-    pytest.skip("no Chromium here")
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize("page", ["index.html", "zh/index.html", "corpus.html", "zh/corpus.html"])
 def test_a_page_opens_without_a_word_on_the_console(served, tmp_path, page):
-    command = [chromium(), *FLAGS, "--virtual-time-budget=5000", "--dump-dom", f"--user-data-dir={tmp_path}"]
-    done = subprocess.run([*command, f"{served.url}/{page}"], capture_output=True, text=True, timeout=120)
-    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+    done = visit(tmp_path, f"{served.url}/{page}", 5000)
+    assert console(done) == []
     assert "</article>" in done.stdout
 
 
 @pytest.mark.browser
 def test_the_search_finds_a_chinese_word(served, site, tmp_path):
     (site / "search.html").write_text(SEARCH.replace("WORD", "分词器"), encoding="utf-8")
-    command = [chromium(), *FLAGS, "--remote-debugging-port=0", f"--user-data-dir={tmp_path}"]
+    command = [*chromium(tmp_path), "--remote-debugging-port=0"]
     browser = subprocess.Popen([*command, f"{served.url}/search.html"], stderr=subprocess.DEVNULL)
     until = time.monotonic() + 60
     while not served.reports and time.monotonic() < until:

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from little import KEYS, SHAPE
+from little import KEYS, SHAPE, crash_at
 
 from hepta.compression.config import DistillConfig
 from hepta.compression.distill import distill, keep_layers, spaced_layers
 from hepta.config import HeptaError, build
-from hepta.data.order import TokenOrder
 from hepta.model.families import network_class
 from hepta.model.history import LSTMShape
 from hepta.model.learned import GPT2Shape
@@ -55,27 +54,14 @@ def test_a_student_comes_nearer_to_text_and_teacher_and_the_metrics_say_both(
     assert "Distilling" in page.path.read_text(encoding="utf-8")
 
 
-class Stopped(Exception):
-    """Ends a run as a crash does."""
-
-
 def test_a_distilling_run_resumes_bit_exactly(
-    trained: Path, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, tokens: Path, tmp_path: Path
 ) -> None:
     """Trap R7: a crash before step 9, checkpoints at every fourth; the same weights and the same rows after."""
     more = {"checkpoint": {"every": 4}}
     whole = distill(config(tmp_path / "whole", trained, tokens, **more))
-    batch = TokenOrder.batch
-
-    def mortal(order: TokenOrder, start: int, count: int) -> Any:
-        if order.split == "train" and start >= 9 * 8:
-            raise Stopped
-        return batch(order, start, count)
-
-    monkeypatch.setattr(TokenOrder, "batch", mortal)
-    with pytest.raises(Stopped):
+    with crash_at(9 * 8):
         distill(config(tmp_path / "run", trained, tokens, **more))
-    monkeypatch.undo()
     again = distill(config(tmp_path / "run", trained, tokens, **more))
     assert again.weights_sha256 == whole.weights_sha256
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")

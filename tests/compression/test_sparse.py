@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from little import KEYS
+from little import KEYS, crash_at
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,7 +17,6 @@ from hepta.compression.config import PruneConfig
 from hepta.compression.prune import prune
 from hepta.compression.sparse import importance, least_important, linear_maps, two_of_four, zeros_of
 from hepta.config import build
-from hepta.data.order import TokenOrder
 from hepta.model.load import load_model
 from hepta.tokenizer.load import load_tokenizer
 
@@ -100,12 +99,8 @@ def test_two_of_four_in_a_whole_model(trained: Path, tmp_path: Path) -> None:
         assert (mask.view(mask.shape[0], -1, 4).sum(-1) == 2).all(), name
 
 
-class Stopped(Exception):
-    """Ends a run as a crash does."""
-
-
 def test_zeros_stay_zero_while_the_rest_learns_and_a_stopped_run_ends_as_if_it_had_not_been(
-    trained: Path, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, tokens: Path, tmp_path: Path
 ) -> None:
     keys = {**KEYS, "sparsity": 0.6, "data": tokens, "max_steps": 12, "lr": 3e-3, "checkpoint": {"every": 4}}
     whole = prune(config(trained, tmp_path / "whole", **keys))
@@ -122,17 +117,8 @@ def test_zeros_stay_zero_while_the_rest_learns_and_a_stopped_run_ends_as_if_it_h
     facts = json.loads((trained / "manifest.json").read_text())["facts"]
     assert whole.loss_before == pytest.approx(facts["final"]["val_loss"], abs=1e-4)
     assert "12 steps" in str(whole)
-    batch = TokenOrder.batch
-
-    def mortal(order: TokenOrder, start: int, count: int) -> Any:
-        if order.split == "train" and start >= 9 * 8:
-            raise Stopped
-        return batch(order, start, count)
-
-    monkeypatch.setattr(TokenOrder, "batch", mortal)
-    with pytest.raises(Stopped):
+    with crash_at(9 * 8):
         prune(config(trained, tmp_path / "run", **keys))
-    monkeypatch.undo()
     again = prune(config(trained, tmp_path / "run", **keys))
     assert again.weights_sha256 == whole.weights_sha256
     assert again.loss == whole.loss

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hepta.compression.compare import compare_models, read_result, show_comparis
 from hepta.config import HeptaError
 from hepta.evaluation.agreement import Agreement, agreement, bits_interval, summed
 from hepta.evaluation.choices import Question, answer_questions, load_questions
-from hepta.evaluation.compare import _best_trades, facts_of
+from hepta.evaluation.compare import _best_trades
 from hepta.evaluation.config import CompareConfig
 from hepta.evaluation.perplexity import score_documents
 from hepta.model.classifier import Task, build_classifier, save_classifier
@@ -147,7 +148,7 @@ def test_the_verb_measures_both_models_and_writes_its_page(models, cli, tmp_path
     for word in ("RSS MB", "decode tok/s", "Δ bits/byte", "KL", "same choice", str(models / "b")):
         assert word in done.out
     result = read_result(read_manifest(output)["facts"])
-    assert facts_of(result) == read_manifest(output)["facts"]
+    assert asdict(result) == read_manifest(output)["facts"]
     original, changed = result.models
     assert original.delta_bits is None
     assert changed.delta_bits == pytest.approx(changed.bits_per_byte - original.bits_per_byte)

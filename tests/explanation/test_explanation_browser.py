@@ -2,14 +2,13 @@
 
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from browser import console, visit
 from hepta.explanation.attention import explain_attention
 from hepta.explanation.attribution import explain_attribution
 from hepta.explanation.config import AttentionConfig, AttributionConfig, LensConfig, NeuronsConfig
@@ -17,11 +16,6 @@ from hepta.explanation.lens import explain_lens
 from hepta.explanation.neurons import explain_neurons
 
 pytestmark = pytest.mark.browser
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr", "--v=0",
-    "--allow-file-access-from-files", "--virtual-time-budget=8000", "--dump-dom",
-]  # fmt: skip
 PROBE = """<!DOCTYPE html><body><iframe id="page" src="PAGE" style="width:WIDTHpx;height:3000px;border:0"></iframe>
 <pre id="found"></pre><script>
 window.onload = function () {
@@ -43,20 +37,12 @@ window.onload = function () {
 </script></body>"""
 
 
-def chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
-        if found := shutil.which(name):
-            return found
-    pytest.skip("no Chromium here")
-
-
 def visited(folder: Path, page: str, width: int, steps: str = "") -> dict[str, Any]:
     """What the probe found; the console must have been silent."""
     probe, url = folder / "probe.html", Path(page).absolute().as_uri() + "#en"
     probe.write_text(PROBE.replace("PAGE", url).replace("WIDTH", str(width)).replace("STEPS", steps), encoding="utf-8")
-    command = [chromium(), *FLAGS, f"--user-data-dir={folder / 'profile'}", probe.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+    done = visit(folder / "profile", probe.as_uri(), 8000)
+    assert console(done) == []
     match = re.search(r'<pre id="found">(.+?)</pre>', done.stdout, re.S)
     assert match is not None, "the page did not open"
     return json.loads(match[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))

@@ -2,21 +2,14 @@
 
 import json
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 
+from browser import console, visit
 from hepta.reports.config import ReportConfig
 from hepta.reports.page import write_report
 
 pytestmark = pytest.mark.browser
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr", "--v=0",
-    "--allow-file-access-from-files", "--virtual-time-budget=4000", "--dump-dom",
-]  # fmt: skip
 PROBE = """<!DOCTYPE html><body><iframe id="page" src="PAGE" style="width:WIDTHpx;height:4000px;border:0"></iframe>
 <pre id="found"></pre><script>
 window.onload = function () {
@@ -35,32 +28,16 @@ window.onload = function () {
 </script></body>"""
 
 
-def chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
-        if found := shutil.which(name):
-            return found
-    pytest.skip("no Chromium here")
-
-
-def visit(folder: Path, url: str) -> subprocess.CompletedProcess[str]:
-    command = [chromium(), *FLAGS, f"--user-data-dir={folder / 'profile'}", url]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def console(done: subprocess.CompletedProcess[str]) -> list[str]:
-    return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
 def test_the_page_opens_without_a_word_on_the_console(whole_demo, tmp_path):
     path = write_report(ReportConfig(run=whole_demo, output=tmp_path / "report.html")).path
-    done = visit(tmp_path, path.as_uri())
+    done = visit(tmp_path / "profile", path.as_uri(), 4000)
     assert console(done) == []
     title = re.search(r"<title>([^<]*)</title>", done.stdout)
     assert title is not None
     assert title[1] == "demo · hepta"  # hostile text tries to change it
     spoilt = path.read_text(encoding="utf-8").replace("</main>", "<script>document.title='owned'</script></main>")
     path.write_text(spoilt, encoding="utf-8")
-    done = visit(tmp_path, path.as_uri())
+    done = visit(tmp_path / "profile", path.as_uri(), 4000)
     assert "Content Security Policy" in " ".join(console(done))  # so the silence above means something
     assert "<title>demo · hepta</title>" in done.stdout
 
@@ -70,7 +47,7 @@ def test_the_toggle_shows_one_language_at_a_time_and_nothing_runs_off_the_side(w
     path = write_report(ReportConfig(run=whole_demo, output=tmp_path / "report.html")).path
     probe = tmp_path / "probe.html"
     probe.write_text(PROBE.replace("PAGE", path.as_uri() + "#en").replace("WIDTH", str(width)), encoding="utf-8")
-    done = visit(tmp_path, probe.as_uri())
+    done = visit(tmp_path / "profile", probe.as_uri(), 4000)
     assert console(done) == []
     match = re.search(r'<pre id="found">(.*?)</pre>', done.stdout)
     assert match is not None

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hepta.evaluation.agreement import token_figures
 from hepta.model.network import Network, unembed
 
+SUMMED = ("divergence", "nats_original", "nats_changed", "same_choice")
 ROWS = 256  # distributions compared at once, float32
 
 
@@ -57,10 +59,8 @@ def drift(original: Network, small: Network, batches: Sequence[Tensor]) -> Drift
                 F.log_softmax(unembed(x[start : start + ROWS], m.output_weight, m.output_bias).float(), -1)
                 for m, x in rows
             )
-            kl = (p.exp() * (p - q)).sum(-1)
-            nats = [F.nll_loss(logp, wanted, reduction="sum") for logp in (p, q)]
-            agree = (p.argmax(-1) == q.argmax(-1)).sum()
-            sums += torch.stack([kl.sum(), *nats, agree]).double()
+            told = token_figures(wanted, p, q)
+            sums += torch.stack([told[name].double().sum() for name in SUMMED])
             tokens += len(wanted)
     kl, before, after, agree = (sums / max(tokens, 1)).tolist()
     return Drift(tokens, kl, before, after, agree)

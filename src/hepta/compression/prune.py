@@ -10,13 +10,14 @@ from torch import Tensor
 
 from hepta.compression.calibrate import InputMoments, calibration_batches, linear_inputs
 from hepta.compression.config import PruneConfig
-from hepta.compression.size import compressed_bytes, stored_dtype, weight_bytes
+from hepta.compression.size import compressed_bytes, stored_dtype
 from hepta.compression.sparse import hold, importance, least_important, linear_maps, set_zero, two_of_four, zeros_of
 from hepta.compression.structured import choose_heads, choose_neurons, cut, heads_to_remove, neurons_to_remove
 from hepta.config import HeptaError
 from hepta.console import duration, say
 from hepta.data.order import TokenOrder
 from hepta.data.shards import read_tokens_manifest
+from hepta.evaluation.compare import weight_bytes
 from hepta.evaluation.text import load_pair
 from hepta.model.load import ADAPTER, load_model, refuse_quantized, resolve_model, save_model
 from hepta.model.network import Network
@@ -98,7 +99,7 @@ def prune(config: PruneConfig) -> PruneResult:
     if trains:
         facts |= _recover(config, stage)
     published = config.output / "model"
-    facts |= {"bytes": weight_bytes(published), "zstd_bytes": compressed_bytes(published)}
+    facts |= {"bytes": weight_bytes(resolve_model(published)), "zstd_bytes": compressed_bytes(published)}
     stage.finish(digest_json([facts["weights_sha256"], facts["tokenizer_sha256"]]), facts)
     return _result(config, facts)
 

@@ -10,11 +10,6 @@ from hepta.model.load import read_tensors, resolve_model, weight_files
 LEVEL = 3  # of zstd, its default
 
 
-def weight_bytes(model: Path) -> int:
-    """Bytes of a model's safetensors files."""
-    return sum(file.stat().st_size for file in weight_files(resolve_model(model)))
-
-
 def compressed_bytes(model: Path) -> int:
     """Bytes of the same files under zstd."""
     total = 0

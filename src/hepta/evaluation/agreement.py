@@ -99,21 +99,26 @@ def _log_probabilities(hidden: Tensor, weight: Any, bias: Tensor | None, places:
     return unembed(hidden.flatten(0, -2)[places], weight, bias).float().log_softmax(-1)
 
 
-def _count(sums: list[Agreement], owners: Tensor, targets: Tensor, a: Tensor, b: Tensor) -> None:
-    """Give the figures of some tokens, from log-probabilities a, b (N, V), to their documents."""
+def token_figures(targets: Tensor, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """What ``Agreement`` sums, of each token (N,): its target, and log-probabilities a, b (N, V) of the two models."""
     gap = torch.where(a == -math.inf, 0.0, a.exp() * (a - b)).sum(-1).clamp_min(0)  # 0 · log 0 is 0
     first_a, first_b = a.argmax(-1), b.argmax(-1)
-    told = {
+    return {
         "nats_original": -a.gather(1, targets[:, None])[:, 0], "nats_changed": -b.gather(1, targets[:, None])[:, 0],
         "divergence": gap, "same_choice": first_a == first_b, "right_original": first_a == targets,
         "right_changed": first_b == targets, "tokens": torch.ones_like(targets),
     }  # fmt: skip
+
+
+def _count(sums: list[Agreement], owners: Tensor, targets: Tensor, a: Tensor, b: Tensor) -> None:
+    """Give the figures of some tokens to their documents."""
+    told = token_figures(targets, a, b)
     for number in owners.unique().tolist():
         mine, part = owners == number, sums[number]
         for name, values in told.items():
             total = values[mine].double().sum().item()
             setattr(part, name, getattr(part, name) + (total if values.is_floating_point() else int(total)))
-        part.worst = max(part.worst, float(gap[mine].max()))
+        part.worst = max(part.worst, float(told["divergence"][mine].max()))
 
 
 def summed(documents: Iterable[Agreement]) -> Agreement:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -161,10 +161,10 @@ def _language_models(config: CompareConfig, places: Sequence[Path]) -> _Measured
     if questions:
         rows[0]["task"], first = _ask(original.eval(), tokenizer, questions, None)
     length = config.sequence_length or trained
-    whole = Agreement()
+    whole, known = Agreement(), _vocabulary(tokenizer)
     for place, name in list(zip(places, config.models, strict=True))[1:]:
         changed, words, _ = load_pair(name, None, config.precision, "cpu")
-        if _vocabulary(words) != _vocabulary(tokenizer):
+        if _vocabulary(words) != known:
             raise HeptaError(f"{place}: has another tokenizer than {places[0]}; score each with hepta eval instead")
         row: dict[str, Any] = {"parameters": changed.config.num_parameters}
         if documents:
@@ -282,8 +282,3 @@ def _rows_with_labels(config: CompareConfig, original: Path) -> tuple[list[str],
     say(note)
     examples = examples[: config.max_rows]
     return [e.text for e in examples], [str(e.label) for e in examples], str(config.data or known), [note]
-
-
-def facts_of(result: CompareResult) -> dict[str, Any]:
-    """As JSON."""
-    return asdict(result)
