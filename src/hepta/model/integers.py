@@ -202,13 +202,15 @@ class HalfBytes(IntegerMatrix):
 
     def tiles(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
         N, K = self.shape
-        step = max(1, TILE // K // LANES) * LANES
+        step = min(max(1, TILE // K // LANES) * LANES, len(self.laced))
+        scratch = torch.empty(step * K, dtype=dtype)
         for start in range(0, len(self.laced), step):
             end = min(start + step, len(self.laced))
             if lanes_known():
-                q = unlace(self.laced, start, end).to(dtype).add_(LOW)
-                scale = self.scale[:, None, start:end, 0].to(dtype)  # (K / group, 1, n)
-                tile = q.view(-1, self.group, end - start).mul_(scale).view(K, -1)
+                q = unlace(self.laced, start, end).view(torch.int8).add_(LOW)
+                scale = self.scale[:, None, start:end, 0].to(dtype).contiguous()  # (K / group, 1, n); strided: 5 × slower
+                tile = scratch[: K * (end - start)].view(-1, self.group, end - start)
+                tile = torch.mul(q.view(tile.shape), scale, out=tile).view(K, -1)
             else:  # the kernel itself says what it holds
                 part = self.scale[:, start:end].to(dtype).contiguous()
                 tile = self._multiply(torch.eye(K, dtype=dtype), self.laced[start:end], part)
