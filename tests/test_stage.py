@@ -50,6 +50,13 @@ def test_unfinished_goes_on(tmp_path, source):
     assert claim(make(tmp_path, source), "verb", 1).state == "partial"
 
 
+def test_an_output_below_a_file_is_told_in_one_line(tmp_path, source):
+    with pytest.raises(HeptaError, match="in.txt is a file"):
+        claim(make(tmp_path, source, output=source / "out"), "verb", 1)
+    with pytest.raises(HeptaError, match="choose another --output"):
+        write_atomic(source / "deep" / "page.html", "")
+
+
 @pytest.mark.parametrize("done", [True, False])
 def test_changed_identity_is_refused_by_name_and_fresh_moves_aside(tmp_path, source, done):
     """Trap C7: a changed threshold must never meet a stale completion marker."""

@@ -94,14 +94,28 @@ def fsync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into one clear line with exit code 1."""
+    """Turn a full, read-only or forbidden disk into one clear line with exit code 1."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM):
             fix = "free space or choose another --output"
             raise MachineError(f"{path}: cannot be written: {error.strerror}; {fix}") from None
         raise
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it, where they are not there yet.
+
+    Raises:
+        HeptaError: none can be there, for example because something above it is a file.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+        above = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+        why = f"{above} is a file" if above.is_file() else error.strerror
+        raise HeptaError(f"{path}: no directory can be made there ({why}); choose another --output") from None
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -109,7 +123,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     blob = data.encode("utf-8") if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         try:
             with temporary.open("wb") as file:
                 file.write(blob)
@@ -289,7 +303,7 @@ def claim(config: StageConfig, verb: str, version: int) -> Stage:
     if config.fresh and output.exists() and any(output.iterdir()):
         _aside(output)
     with disk_errors(output):
-        output.mkdir(parents=True, exist_ok=True)
+        make_directory(output)
         lock = (output / ".lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

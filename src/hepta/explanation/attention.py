@@ -16,7 +16,7 @@ from hepta.config import HeptaError
 from hepta.evaluation.predict import describe
 from hepta.explanation.config import AttentionConfig
 from hepta.explanation.looks import BINS, FULL, Layer, bin_size, look
-from hepta.explanation.page import Explained, explained
+from hepta.explanation.page import Explained, explained, page_path
 from hepta.explanation.reading import Piece, Reading, Subject, find_word, last_word, open_subject, read_text, tokens_of
 from hepta.explanation.translation import translate_source, translator_weights
 from hepta.model.attention import record_attention
@@ -36,13 +36,14 @@ def explain_attention(config: AttentionConfig) -> Explained:
     Raises:
         HeptaError: a model without attention, a word that is not in the text, a text that is too long.
     """
+    path = page_path("attention", config.output)
     models = [config.model, *([] if config.beside is None else [config.beside])]
     seen = [_see(model, config) for model in models]
     facts = {
         "format": 1, "kind": "attention", "text": seen[0]["text"], "word": seen[0]["word"],
         "limits": {"full": FULL, "bins": BINS}, "models": seen,
     }  # fmt: skip
-    return explained("attention", ("Where each token looks", "每个词元在看哪里"), facts, config.output)
+    return explained("attention", ("Where each token looks", "每个词元在看哪里"), facts, path)
 
 
 def _see(model: str, config: AttentionConfig) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from hepta.explanation.gradients import (
     integrated_gradients,
     occlusion,
 )  # fmt: skip
-from hepta.explanation.page import Explained, explained
+from hepta.explanation.page import Explained, explained, page_path
 from hepta.explanation.reading import Piece, Reading, Subject, open_subject, read_text
 from hepta.explanation.target import Target, embedding_of, find_targets, read_chat
 
@@ -46,6 +46,7 @@ def explain_attribution(config: AttributionConfig) -> Explained:
         HeptaError: a translator, an answer that this model cannot give, a method that it has no gradients for, a text
             that is too long.
     """
+    path = page_path("attribution", config.output)
     subject = open_subject(config.model, config.threads)
     (subject.classifier or subject.network).requires_grad_(False)
     reading = read_chat(subject, config.text) if config.chat else read_text(subject, config.text)
@@ -65,7 +66,7 @@ def explain_attribution(config: AttributionConfig) -> Explained:
         "method": method, "baseline": name, "cut": reading.cut, **_text_facts(reading, case.places, words),
         "answers": [{"text": text, "probability": chance} for text, chance in case.answers], "views": views,
     }  # fmt: skip
-    return explained("attribution", ("Which words decided", "哪些词起了决定作用"), facts, config.output)
+    return explained("attribution", ("Which words decided", "哪些词起了决定作用"), facts, path)
 
 
 def _method(subject: Subject, method: str | None) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hepta.config import HeptaError
 from hepta.explanation.config import LensConfig
-from hepta.explanation.page import Explained, explained
+from hepta.explanation.page import Explained, explained, page_path
 from hepta.explanation.reading import Piece, Subject, open_subject, read_text
 from hepta.explanation.translation import Translation, translate_source
 from hepta.model.network import Network, unembed
@@ -28,6 +28,7 @@ def explain_lens(config: LensConfig) -> Explained:
     Raises:
         HeptaError: a model whose layers cannot be read by its head, a masked model's text without a mask.
     """
+    path = page_path("lens", config.output)
     subject = open_subject(config.model, config.threads)
     network, source = subject.network, read_text(subject, config.text)
     made = None
@@ -49,7 +50,7 @@ def explain_lens(config: LensConfig) -> Explained:
         "tokens": [asdict(piece) for piece in pieces], "layers": len(layers) - 1,
         "positions": read_layers(network, subject.tokenizer, layers, places, config.top),
     }  # fmt: skip
-    return explained("lens", ("What each layer would say", "每一层会说什么"), facts, config.output)
+    return explained("lens", ("What each layer would say", "每一层会说什么"), facts, path)
 
 
 def _refuse_unreadable(subject: Subject) -> None:

@@ -11,7 +11,7 @@ from hepta.config import HeptaError
 from hepta.console import progress
 from hepta.explanation.ablation import Ablation, Costs, Neuron, ablate, top_neurons
 from hepta.explanation.config import NeuronsConfig
-from hepta.explanation.page import Explained, explained
+from hepta.explanation.page import Explained, explained, page_path
 from hepta.explanation.passages import Passages, read_passages
 from hepta.explanation.reading import Subject, open_subject
 
@@ -25,6 +25,7 @@ def explain_neurons(config: NeuronsConfig) -> Explained:
     Raises:
         HeptaError: a model without heads and MLPs, a translator, no text.
     """
+    path = page_path("neurons", config.output)
     subject = open_subject(config.model, config.threads)
     network = subject.network
     readers, mlps = network.attention_outputs, network.neuron_outputs
@@ -52,7 +53,7 @@ def explain_neurons(config: NeuronsConfig) -> Explained:
         "attention": costs[spread : spread + len(readers)], "mlp": costs[spread + len(readers) :],
         "neurons": [[_neuron(subject, passages, neuron) for neuron in layer] for layer in found],
     }  # fmt: skip
-    return explained("neurons", ("What each part is worth", "每个部件值多少"), facts, config.output)
+    return explained("neurons", ("What each part is worth", "每个部件值多少"), facts, path)
 
 
 def _bits(nats: float, passages: Passages) -> float | None:
