@@ -17,6 +17,7 @@ from hepta.explanation.config import NeuronsConfig
 from hepta.explanation.neurons import explain_neurons
 from hepta.explanation.passages import Passages, read_passages
 from hepta.explanation.reading import open_subject
+from hepta.explanation.show import show_neurons
 
 TEXT = "\n".join(f"Sentence number {n} says that the capital of country {n} is city {n * 7}." for n in range(12))
 OTHERS = {  # in transformers: the matrix that reads a layer's heads, whether it lies (in, out), and the MLP's
@@ -77,6 +78,21 @@ def test_costs_come_with_the_interval_of_paired_resamples(tiny: Callable[..., Pa
     assert costs.low[0] == pytest.approx(costs.cost[0] - 1.96 * error, abs=0.4 * error)
     assert costs.high[0] == pytest.approx(costs.cost[0] + 1.96 * error, abs=0.4 * error)
     assert costs.cost[1] == costs.low[1] == costs.high[1] == 0.0  # an empty slice
+
+
+def test_one_window_is_no_sample_and_has_no_intervals(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    page = tmp_path / "a.html"
+    found = explain_neurons(NeuronsConfig(model=str(tiny("nano")), text="The cat sat on the mat", output=page))
+    assert found.facts["units"] == 1
+    assert all(cost["low"] is cost["high"] is None for cost in found.facts["mlp"])
+    assert "no sample: no intervals" in show_neurons(found)
+    assert "beyond noise" not in show_neurons(found)
+
+
+@pytest.mark.parametrize("text", ["out/corpus", "texts.jsonl", "missing.txt"])
+def test_a_file_that_is_missing_is_not_read_as_text(tiny: Callable[..., Path], tmp_path: Path, text: str) -> None:
+    with pytest.raises(HeptaError, match="no such file"):
+        explain_neurons(NeuronsConfig(model=str(tiny("nano")), text=text, output=tmp_path / "a.html"))
 
 
 def test_top_neurons_and_their_tokens_are_those_of_brute_force(tiny: Callable[..., Path]) -> None:

@@ -24,7 +24,8 @@ Ablation = tuple[nn.Module, int | None, int]  # what reads the part, the part's 
 class Costs:
     """What each ablation adds to the loss, in nats per predicted token (per row, for classes): (A,) each.
 
-    ``low`` and ``high`` bound 95 % of paired resamples of the units: text drawn again, both models on the same.
+    ``low`` and ``high`` bound 95 % of paired resamples of the units: text drawn again, both models on the same. One
+    unit is no sample: both are NaN.
     """
 
     cost: np.ndarray
@@ -69,6 +70,8 @@ def ablate(passages: Passages, ablations: Sequence[Ablation], done: Callable[[in
         done(1)
     weights = passages.weights  # (U,) predicted tokens
     cost = changes.sum(0) / weights.sum()
+    if len(whole) < 2:
+        return Costs(cost, np.full_like(cost, np.nan), np.full_like(cost, np.nan))
     draws = np.random.default_rng(SEED).multinomial(len(whole), np.full(len(whole), 1 / len(whole)), RESAMPLES)
     resampled = (draws @ changes) / (draws @ weights)[:, None]
     low, high = np.quantile(resampled, (0.025, 0.975), axis=0)

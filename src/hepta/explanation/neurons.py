@@ -32,7 +32,7 @@ def explain_neurons(config: NeuronsConfig) -> Explained:
     if subject.kind == "translation":
         raise HeptaError(f"{subject.directory}: is a translator; parts of models that read one text are measured")
     if not mlps:
-        raise HeptaError(f"{subject.directory}: a {type(network).__name__} has neither heads nor MLPs to leave out")
+        raise HeptaError(f"{subject.directory}: the class {type(network).__name__} has neither heads nor MLPs to leave out")
     passages = read_passages(subject, config.text, config.split, config.tokens)
     heads = network.config.num_heads if readers else 0
     ablations: list[Ablation] = [(part, head, heads) for part in readers for head in range(heads)]
@@ -62,8 +62,11 @@ def _bits(nats: float, passages: Passages) -> float | None:
 
 
 def _facts(costs: Costs, passages: Passages) -> list[dict[str, Any]]:
+    def bound(value: float) -> float | None:
+        return None if math.isnan(value) else float(value)
+
     return [
-        {"cost": float(cost), "low": float(low), "high": float(high), "bits_per_byte": _bits(float(cost), passages)}
+        {"cost": float(cost), "low": bound(low), "high": bound(high), "bits_per_byte": _bits(float(cost), passages)}
         for cost, low, high in zip(costs.cost, costs.low, costs.high, strict=True)
     ]
 

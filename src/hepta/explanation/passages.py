@@ -93,11 +93,17 @@ def read_passages(subject: Subject, text: str, split: str, tokens: int) -> Passa
         if not there:
             raise HeptaError(f"{subject.directory}: a classifier is measured on labelled rows; give --text TABLE")
         return _rows(subject, path, tokens)
-    if there:
+    if there or _names_a_file(text):
         documents = iter_documents(path, split if is_corpus(path) else None)
     else:
         documents = iter([Document("0", text, "text", language_by_script(text), "")])
     return _documents(subject, documents, tokens)
+
+
+def _names_a_file(text: str) -> bool:
+    """Whether a text is meant as a path: it ends like a file, or is one Latin word with a slash inside."""
+    slashed = "/" in text and text.isascii() and not any(c.isspace() for c in text)
+    return slashed or text.endswith((".txt", ".jsonl"))
 
 
 def _documents(subject: Subject, documents: Iterator[Document], tokens: int) -> Passages:

@@ -76,7 +76,7 @@ def show_attribution(result: Explained) -> str:
     lines += [told] if told else []
     for view in facts["views"]:
         change = view["score"] - view["hidden_score"]
-        lines += ["", f"{view['target'].strip()}: {view['unit']} {view['score']:.3f}, {change:+.3f} through the words"]
+        lines += ["", f"{readable(view['target'])}: {view['unit']} {view['score']:.3f}, {change:+.3f} through the words"]
         if view["gap"] is not None:
             lines[-1] += f"; {view['steps']} steps, gap {view['gap']:+.2g} ({view['gap_share']:.2%})"
         order = sorted(range(len(view["words"])), key=lambda word: -abs(view["words"][word]))[:MOST_WORDS]
@@ -113,12 +113,16 @@ def show_neurons(result: Explained) -> str:
     parts = [(f"layer {n} attention", cost) for n, cost in enumerate(facts["attention"], 1)]
     parts += [(f"layer {n} MLP", cost) for n, cost in enumerate(facts["mlp"], 1)]
     heads = [(f"layer {n} head {h}", cost) for n, row in enumerate(facts["heads"], 1) for h, cost in enumerate(row, 1)]
+    sampled = facts["units"] > 1
     for title, group in (("without a layer's part", parts), ("without one head", heads)):
         if group:
-            lines += ["", f"{title}: nats more (95 % interval)"]
+            lines += ["", f"{title}: nats more" + (" (95 % interval)" if sampled else "")]
         for name, cost in sorted(group, key=lambda one: -one[1]["cost"])[:MOST_WORDS]:
-            lines.append(f"  {cost['cost']:+8.4f}  ({cost['low']:+.4f} … {cost['high']:+.4f})  {name}")
-    if heads:
+            interval = f"  ({cost['low']:+.4f} … {cost['high']:+.4f})" if sampled else ""
+            lines.append(f"  {cost['cost']:+8.4f}{interval}  {name}")
+    if not sampled:
+        lines.append(f"  one of the {facts['unit']} is no sample: no intervals; give a longer text to tell noise")
+    elif heads:
         idle = sum(cost["low"] <= 0 <= cost["high"] for _, cost in heads)
         lines.append(f"  {idle} of {len(heads)} heads cost nothing beyond noise on this text")
     return "\n".join([*lines, "", f"{result.page}  (facts: {result.file})"])

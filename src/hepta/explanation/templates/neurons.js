@@ -8,12 +8,13 @@
     var size = Math.abs(value), digits = size >= 9.95 ? 1 : size >= 0.0995 ? 2 : 3;
     return (value < 0 ? "−" : "+") + size.toFixed(digits);
   }
-  function free(cost) { return cost.low <= 0 && cost.high >= 0; }
+  var sampled = facts.units > 1; // of one unit of text there is no interval
+  function free(cost) { return sampled && cost.low <= 0 && cost.high >= 0; }
   function all() { return facts.attention.concat(facts.mlp); }
 
   function told(en, zh, cost) {
-    var rows = [[["nats per " + facts.per, PER[facts.per] + "的奈特"], signed(cost.cost)],
-      [["95 % interval", "95 % 区间"], signed(cost.low) + " … " + signed(cost.high)]];
+    var rows = [[["nats per " + facts.per, PER[facts.per] + "的奈特"], signed(cost.cost)]];
+    if (sampled) rows.push([["95 % interval", "95 % 区间"], signed(cost.low) + " … " + signed(cost.high)]);
     if (cost.bits_per_byte !== null) rows.push([["bits per byte", "每字节比特"], signed(cost.bits_per_byte)]);
     return [made("b", {}, two(en, zh)), made("table", {}, rows.map(function (row) {
       return made("tr", {}, made("td", {}, two(row[0][0], row[0][1])), made("td", {}, made("b", {}, row[1])));
@@ -29,17 +30,19 @@
         + " tokens of " + facts.units + " " + facts.unit + ". Left out one at a time, its parts cost this much more.",
       "完整模型" + PER[facts.per] + "的损失为 " + facts.loss.toFixed(3) + " 奈特" + zhBits + "，文本共 " + facts.tokens.toLocaleString() + " 个词元、"
         + facts.units + " " + UNITS[facts.unit] + "。逐个去掉部件后，损失增加如下。")),
-      heads.length ? made("p", {}, two(idle + " of " + heads.length + " heads cost nothing beyond noise here.",
+      !sampled ? made("p", {}, two("One of the " + facts.unit + " is no sample, so there are no intervals; read a longer text to tell noise.",
+        "只有一" + UNITS[facts.unit] + "，不成样本，因此没有区间；要分辨噪声，请读更长的文本。"))
+      : heads.length ? made("p", {}, two(idle + " of " + heads.length + " heads cost nothing beyond noise here.",
         heads.length + " 个头中有 " + idle + " 个去掉后与噪声无异。")) : "");
-    document.getElementById("per").append(...two("Added nats per " + facts.per + ", with 95 % interval; the bars share one scale.",
-      "增加的损失（" + PER[facts.per] + "的奈特）及 95 % 区间；所有条形用同一刻度。"));
+    document.getElementById("per").append(...two("Added nats per " + facts.per + (sampled ? ", with 95 % interval" : "") + "; the bars share one scale.",
+      "增加的损失（" + PER[facts.per] + "的奈特）" + (sampled ? "及 95 % 区间" : "") + "；所有条形用同一刻度。"));
   }
 
   function bar(cost, most, en, zh) {
     function place(value) { return Math.max(0, Math.min(100, 100 * value / most)); }
     var low = place(cost.low), high = place(cost.high);
     var box = made("div", {class: "cost" + (free(cost) ? " free" : ""), tabindex: 0}, made("span", {class: "track"},
-      made("i", {style: {width: place(cost.cost) + "%"}}), made("b", {style: {left: low + "%", width: high - low + "%"}})),
+      made("i", {style: {width: place(cost.cost) + "%"}}), !sampled ? "" : made("b", {style: {left: low + "%", width: high - low + "%"}})),
       made("span", {class: "num"}, signed(cost.cost)));
     return view.tip.on(box, function () { return told(en, zh, cost); });
   }
@@ -64,7 +67,7 @@
         facts.heads[0].map(function (_, head) { return made("th", {}, head + 1); })));
       facts.heads.forEach(function (row, layer) {
         table.append(made("tr", {}, made("th", {}, two("layer " + (layer + 1), "第 " + (layer + 1) + " 层")), row.map(function (cost, head) {
-          var weight = Math.max(0, cost.cost) / most, kind = (weight > 0.55 ? "strong" : "") + (cost.high < 0 ? " saves" : "");
+          var weight = Math.max(0, cost.cost) / most, kind = (weight > 0.55 ? "strong" : "") + (sampled && cost.high < 0 ? " saves" : "");
           var cell = made("td", {class: kind, tabindex: 0, style: {background: view.heat(Math.pow(weight, 0.7))}},
             free(cost) ? "·" : many ? "" : signed(cost.cost));
           return view.tip.on(cell, function () { return told("layer " + (layer + 1) + ", head " + (head + 1), "第 " + (layer + 1) + " 层第 " + (head + 1) + " 头", cost); });
