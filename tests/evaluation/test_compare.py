@@ -17,6 +17,7 @@ from hepta.evaluation.compare import _best_trades
 from hepta.evaluation.config import CompareConfig
 from hepta.evaluation.perplexity import score_documents
 from hepta.model.classifier import Task, build_classifier, save_classifier
+from hepta.model.decoder import Decoder
 from hepta.model.families import network_class, preset
 from hepta.model.load import load_model, save_model
 from hepta.stage import read_manifest
@@ -53,7 +54,9 @@ def models(tokenizer_dir, tmp_path_factory):
 def test_divergence_and_losses_equal_those_computed_from_whole_logits(models, tokenizer_dir):
     a, b = load_model(models / "a"), load_model(models / "b")
     tokenizer = load_tokenizer(tokenizer_dir)
-    found = list(agreement(a, b, tokenizer, DOCUMENTS, 32, batch_tokens=64))
+    read = list(agreement(a, [b, a], tokenizer, DOCUMENTS, 32, batch_tokens=64))
+    found = [parts[0] for parts in read]
+    assert all(parts[1].divergence == 0 for parts in read)  # each model has its own sums
     assert len(found) == 4  # the empty one gives nothing
     for text, part in zip([t for t in TEXTS if t], found, strict=True):
         ids = [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
@@ -77,7 +80,7 @@ def test_divergence_and_losses_equal_those_computed_from_whole_logits(models, to
 
 def test_a_model_agrees_with_itself(models, tokenizer_dir):
     a = load_model(models / "a")
-    whole = summed(agreement(a, a, load_tokenizer(tokenizer_dir), DOCUMENTS, 32))
+    whole = summed(part for [part] in agreement(a, [a], load_tokenizer(tokenizer_dir), DOCUMENTS, 32))
     assert whole.divergence == whole.worst == 0
     assert whole.same_choice == whole.tokens
     assert whole.nats_original == whole.nats_changed
@@ -92,6 +95,19 @@ def test_the_interval_is_of_paired_documents():
     assert low < true < high
     assert high - low < true
     assert bits_interval([Agreement(100, 20, n, n) for n in hard]) == (0, 0)
+    assert bits_interval(documents[:1]) is None  # one document tells nothing of others
+
+
+def test_the_original_reads_a_text_once_however_many_are_compared(models, tmp_path, monkeypatch):
+    (tmp_path / "one.txt").write_text(TEXTS[0], encoding="utf-8")
+    config = CompareConfig(models=[str(models / n) for n in "abab"], text=tmp_path / "one.txt", speed=False)
+    passes: list[object] = []
+    whole = Decoder.forward
+    monkeypatch.setattr(Decoder, "forward", lambda self, *a, **k: passes.append(self) or whole(self, *a, **k))
+    result = compare_models(config)
+    assert len(passes) == len({id(model) for model in passes}) == 4
+    assert "no sample" in show_comparison(result)
+    assert result.models[1].delta_bits == result.models[3].delta_bits != 0 == result.models[2].delta_bits
 
 
 def test_each_choice_counts_as_if_asked_alone(models, tokenizer_dir):
@@ -118,6 +134,7 @@ def test_each_choice_counts_as_if_asked_alone(models, tokenizer_dir):
     [
         ({"question": "q", "choices": ["a", "b"]}, "row 1: needs question"),
         ({"question": "q", "choices": ["a", "b"], "answer": 2}, "row 1: answer 2 is neither"),
+        ({"question": "q", "choices": ["a", ""], "answer": 0}, "row 1: a choice is empty"),
         ({"text": "x"}, "found text"),
     ],
 )
@@ -179,6 +196,8 @@ def test_classifiers_answer_the_test_rows_of_the_original(tokenizer_dir, models,
     assert (same.divergence, same.same_choice, same.task.p_value) == (0, 1, 1)
     assert other.divergence > 0
     assert "right answers" in show_comparison(result)
+    with pytest.raises(HeptaError, match="does not continue --text"):
+        compare_models(CompareConfig(models=names, text=tmp_path / "a.txt", speed=False))
     with pytest.raises(HeptaError, match="nothing to compare"):
         compare_models(CompareConfig(models=[names[0], str(models / "a")]))
 

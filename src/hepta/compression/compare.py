@@ -95,10 +95,13 @@ def _columns(original: Compared) -> list[Column]:
         return f"{found.median:,.0f} ({found.low:,.0f}–{found.high:,.0f})" if found else ""
 
     def delta(model: Compared) -> str:
-        if model.delta_bits is None or model.delta_interval is None or not original.bits_per_byte:
+        if model.delta_bits is None or not original.bits_per_byte:
             return ""
+        told = f"{100 * model.delta_bits / original.bits_per_byte:+.2f} %"
+        if model.delta_interval is None:
+            return told
         low, high = (100 * value / original.bits_per_byte for value in model.delta_interval)
-        return f"{100 * model.delta_bits / original.bits_per_byte:+.2f} % ({low:+.2f} to {high:+.2f})"
+        return f"{told} ({low:+.2f} to {high:+.2f})"
 
     def task(model: Compared) -> str:
         found = model.task

@@ -6,7 +6,7 @@ Both models read the same windows. The divergence is KL(original ‖ changed) of
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -48,38 +48,45 @@ class Agreement:
 @torch.no_grad()
 def agreement(
     original: Any,
-    changed: Any,
+    changed: Sequence[Any],
     tokenizer: Encoder,
     documents: Iterable[Document],
     length: int,
     batch_tokens: int = 4096,
-) -> Iterator[Agreement]:
-    """Compare two models of one vocabulary on documents, one bounded buffer at a time.
+) -> Iterator[list[Agreement]]:
+    """Compare models of one vocabulary with their original on documents, one bounded buffer at a time.
+
+    All read a batch before the next one is made, so the original reads it once.
 
     Args:
-        original, changed: ``forward(input_ids (B, T), head=…)``, in evaluation mode.
-        tokenizer: of both.
+        original: ``forward(input_ids (B, T), head=…)``, in evaluation mode.
+        changed: the others, likewise (M).
+        tokenizer: of all.
         documents: what to read; those without text give nothing.
         length: T, tokens per window.
         batch_tokens: tokens in one forward pass.
 
     Yields:
-        the sums of each document.
+        the sums of each document: of each changed model (M).
     """
     length = max(2, length - length % 2)
     for kept in buffered(documents, defaultdict(Totals)):
         framed = encode_framed(kept, tokenizer, original.config.vocab_size)
         windows = [w for i, ids in enumerate(framed) for w in cut_windows(len(ids), length, i) if w.counted]
         windows.sort(key=lambda window: window.length)
-        sums = [Agreement(bytes=len(document.text.encode("utf-8", "surrogatepass"))) for document in kept]
+        sizes = [len(document.text.encode("utf-8", "surrogatepass")) for document in kept]
+        sums = [[Agreement(bytes=size) for size in sizes] for _ in changed]
         while windows:
             rows = max(1, batch_tokens // windows[-1].length)
             batch, windows = windows[-rows:], windows[:-rows]
             _add(sums, batch, framed, original, changed)
-        yield from sums
+        yield from map(list, zip(*sums, strict=True))
 
 
-def _add(sums: list[Agreement], windows: list[Window], framed: list[list[int]], original: Any, changed: Any) -> None:
+def _add(
+    sums: list[list[Agreement]], windows: list[Window], framed: list[list[int]], original: Any, changed: Sequence[Any]
+) -> None:
+    """Give what every changed model (M) says of some windows to its sums of the documents (M, D)."""
     longest = max(window.length for window in windows)
     inputs = torch.zeros((len(windows), longest), dtype=torch.long)
     targets, owners = inputs.clone(), torch.full((len(windows), longest), -1)
@@ -88,11 +95,14 @@ def _add(sums: list[Agreement], windows: list[Window], framed: list[list[int]], 
         inputs[row, : window.length], targets[row, : window.length] = ids[:-1], ids[1:]
         owners[row, : window.length] = window.document
     places = (owners.flatten() >= 0).nonzero()[:, 0]
-    read = [model(inputs, head=lambda *given: given) for model in (original, changed)]
+    first, *others = (model(inputs, head=lambda *given: given) for model in (original, *changed))
     for start in range(0, len(places), CHUNK):
         here = places[start : start + CHUNK]
-        a, b = (_log_probabilities(hidden, weight, bias, here) for hidden, weight, bias in read)
-        _count(sums, owners.flatten()[here], targets.flatten()[here], a, b)
+        owner, target = owners.flatten()[here], targets.flatten()[here]
+        hidden, weight, bias = first
+        a = _log_probabilities(hidden, weight, bias, here)
+        for told, (hidden, weight, bias) in zip(sums, others, strict=True):
+            _count(told, owner, target, a, _log_probabilities(hidden, weight, bias, here))
 
 
 def _log_probabilities(hidden: Tensor, weight: Any, bias: Tensor | None, places: Tensor) -> Tensor:
@@ -129,11 +139,14 @@ def summed(documents: Iterable[Agreement]) -> Agreement:
     return whole
 
 
-def bits_interval(documents: list[Agreement]) -> tuple[float, float]:
+def bits_interval(documents: list[Agreement]) -> tuple[float, float] | None:
     """95 % interval of the difference in bits per byte, changed − original, over documents drawn again.
 
-    Paired: both models read the same documents in each draw, so what all find hard cancels out.
+    Paired: both models read the same documents in each draw, so what all find hard cancels out. One document is no
+    sample: None.
     """
+    if len(documents) < 2:
+        return None
     more = np.array([d.nats_changed - d.nats_original for d in documents]) / math.log(2)
     size = np.array([d.bytes for d in documents], np.float64)
     generator = np.random.default_rng(SEED)

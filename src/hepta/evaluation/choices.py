@@ -54,6 +54,8 @@ def _question(row: dict[str, Any]) -> Question:
         seen = ", ".join(row)
         raise RowError(f"needs question (text), choices (a list) and answer; found {seen or 'nothing'}")
     names = [str(choice) for choice in choices]
+    if not all(name.strip() for name in names):
+        raise RowError("a choice is empty; write what it says")
     letters = [chr(ord("A") + i) for i in range(len(names))]
     for known in (list(range(len(names))), names, letters):
         if answer in known:

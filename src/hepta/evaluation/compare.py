@@ -1,7 +1,7 @@
 """``hepta compare ORIGINAL SMALL…``: what each model costs beside the original, and what it saves."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -41,7 +41,7 @@ class Compared:
     Attributes:
         bytes: of its weight files.
         bits_per_byte: of the text; ``delta_bits`` the difference from the original and its 95 % interval (paired
-            bootstrap over documents).
+            bootstrap over documents; None of one document).
         divergence: mean KL(original ‖ this) of the next token, nats; ``worst_divergence`` the largest of a token.
         same_choice: share of tokens where the most probable next token is the original's.
         accuracy: share of tokens where it is the one that followed.
@@ -160,31 +160,47 @@ def _language_models(config: CompareConfig, places: Sequence[Path]) -> _Measured
     first: np.ndarray | None = None
     if questions:
         rows[0]["task"], first = _ask(original.eval(), tokenizer, questions, None)
-    length = config.sequence_length or trained
-    whole, known = Agreement(), _vocabulary(tokenizer)
-    for place, name in list(zip(places, config.models, strict=True))[1:]:
-        changed, words, _ = load_pair(name, None, config.precision, "cpu")
-        if _vocabulary(words) != known:
-            raise HeptaError(f"{place}: has another tokenizer than {places[0]}; score each with hepta eval instead")
-        row: dict[str, Any] = {"parameters": changed.config.num_parameters}
-        if documents:
-            with progress(f"compare {name}", len(documents), "documents") as bar:
-                found = []
-                for part in agreement(original.eval(), changed.eval(), tokenizer, documents, length):
-                    found.append(part)
-                    bar.advance(1)
-            whole = summed(found)
-            row |= _agreed(found, whole)
+    changed = list(zip(places, config.models, strict=True))[1:]
+    others = [_other(place, name, config, tokenizer, places[0]) for place, name in changed]
+    for model in others:
+        rows.append({"parameters": model.config.num_parameters})
         if questions:
-            row["task"], _ = _ask(changed.eval(), tokenizer, questions, first)
-        rows.append(row)
+            rows[-1]["task"], _ = _ask(model, tokenizer, questions, first)
+    tokens, notes = 0, []
     if documents:
-        rows[0] |= {
-            "bits_per_byte": whole.nats_original / math.log(2) / whole.bytes,
-            "accuracy": whole.right_original / whole.tokens,
-        }
+        read = agreement(original.eval(), others, tokenizer, documents, config.sequence_length or trained)
+        tokens = _agree(read, rows, len(documents))
+        notes += ["one document is no sample: no intervals"] if len(documents) == 1 else []
     data = str(config.data) if config.data else None
-    return _Measured("causal", rows, len(documents), whole.tokens, data)
+    return _Measured("causal", rows, len(documents), tokens, data, notes)
+
+
+def _other(place: Path, name: str, config: CompareConfig, tokenizer: Any, original: Path) -> Any:
+    """One of the models that are compared with the original."""
+    from hepta.evaluation.text import load_pair
+
+    model, words, _ = load_pair(name, None, config.precision, "cpu")
+    if model.config.kind != "causal":
+        raise HeptaError(f"{place}: a {model.config.kind} model; compare reads causal models and classifiers")
+    if _vocabulary(words) != _vocabulary(tokenizer):
+        raise HeptaError(f"{place}: has another tokenizer than {original}; score each with hepta eval instead")
+    return model.eval()
+
+
+def _agree(read: Iterable[list[Agreement]], rows: list[dict[str, Any]], documents: int) -> int:
+    """Put what the models say of a text into their rows, the original's first; gives the tokens read."""
+    found: list[list[Agreement]] = []
+    with progress("compare", documents, "documents") as bar:
+        for parts in read:
+            found.append(parts)
+            bar.advance(1)
+    whole = Agreement()
+    for row, parts in zip(rows[1:], zip(*found, strict=True), strict=True):
+        whole = summed(parts)
+        row |= _agreed(list(parts), whole)
+    rows[0]["bits_per_byte"] = whole.nats_original / math.log(2) / whole.bytes
+    rows[0]["accuracy"] = whole.right_original / whole.tokens
+    return whole.tokens
 
 
 def _vocabulary(tokenizer: Any) -> list[bytes]:
@@ -235,6 +251,8 @@ def _classifiers(config: CompareConfig, places: Sequence[Path]) -> _Measured:
     from hepta.model.classifier import load_classifier
     from hepta.tokenizer.load import load_tokenizer
 
+    if config.text is not None:
+        raise HeptaError(f"{places[0]}: a classifier does not continue --text; give --data, or neither")
     texts, names, data, notes = _rows_with_labels(config, places[0])
     rows: list[dict[str, Any]] = []
     first: np.ndarray | None = None

@@ -33,8 +33,10 @@ def _row(model: dict[str, Any], original: dict[str, Any]) -> dict[str, Any]:
     took, task, whole = model.get("footprint") or {}, model.get("task") or {}, original.get("bits_per_byte")
     delta, interval = model.get("delta_bits"), model.get("delta_interval")
     told = "–"
-    if delta is not None and interval and whole:
-        told = f"{100 * delta / whole:+.2f} % ({100 * interval[0] / whole:+.2f} – {100 * interval[1] / whole:+.2f})"
+    if delta is not None and whole:
+        told = f"{100 * delta / whole:+.2f} %"
+        if interval:
+            told += f" ({100 * interval[0] / whole:+.2f} – {100 * interval[1] / whole:+.2f})"
     low, high = task.get("interval") or (None, None)
     return {
         "name": model["name"], "best": bool(model.get("best_trade")),
