@@ -241,7 +241,9 @@ def build(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
             option = key.replace("_", "-")
             raise HeptaError(f"{prefix}key {key!r} is missing; give it as --{option} or {key}=…") from None
         message = first["msg"].removeprefix("Value error, ")
-        raise HeptaError(f"{prefix}{key or 'config'}: {message} (found {first['input']!r})") from None
+        if not key:  # of several keys together: the message names them
+            raise HeptaError(f"{prefix}{message}") from None
+        raise HeptaError(f"{prefix}{key}: {message} (found {first['input']!r})") from None
 
 
 def load_config(

@@ -197,6 +197,8 @@ def test_an_adapter_is_merged_before_it_is_quantised(tmp_path, tokenizer_dir):
 def test_what_cannot_be_quantised_is_told_in_one_line(tmp_path):
     directory = fresh(tmp_path)
     made(directory, tmp_path / "small")
+    with pytest.raises(HeptaError, match=r"^group 64: 8 bits share a scale by row"):
+        build(QuantizeConfig, {"model": str(directory), "output": str(tmp_path / "b"), "group": 64})
     for model, message in ((tmp_path / "small", "is quantised"), (tmp_path / "nothing", "no such directory")):
         with pytest.raises(HeptaError, match=message):
             made(model, tmp_path / "again")

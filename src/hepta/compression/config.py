@@ -19,6 +19,12 @@ class QuantizeConfig(StageConfig):
     sequences: int = identity(64, "sequences of calibration text", ge=1)
     sequence_length: int = identity(512, "tokens of each", ge=8)
 
+    @model_validator(mode="after")
+    def _groups_of_four_bits(self) -> Self:
+        if self.bits == 8 and self.group != 32:
+            raise ValueError(f"group {self.group}: 8 bits share a scale by row; leave it out, or take bits=4")
+        return self
+
 
 class DistillConfig(ShardsConfig):
     """Train a small model from a larger one's distributions and the data."""

@@ -80,7 +80,7 @@ def _method(subject: Subject, method: str | None) -> str:
         return "occlusion" if counts else "integrated"
     if counts and method != "occlusion":
         raise HeptaError(
-            f"{subject.directory}: an {type(subject.network).__name__} counts and has no gradients; "
+            f"{subject.directory}: an n-gram model counts and has no gradients; "
             "use --method occlusion"
         )
     return method

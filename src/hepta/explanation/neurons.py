@@ -32,7 +32,8 @@ def explain_neurons(config: NeuronsConfig) -> Explained:
     if subject.kind == "translation":
         raise HeptaError(f"{subject.directory}: is a translator; parts of models that read one text are measured")
     if not mlps:
-        raise HeptaError(f"{subject.directory}: the class {type(network).__name__} has neither heads nor MLPs to leave out")
+        what = f"the class {type(network).__name__} has neither heads nor MLPs to leave out"
+        raise HeptaError(f"{subject.directory}: {what}")
     passages = read_passages(subject, config.text, config.split, config.tokens)
     heads = network.config.num_heads if readers else 0
     ablations: list[Ablation] = [(part, head, heads) for part in readers for head in range(heads)]

@@ -76,7 +76,8 @@ def show_attribution(result: Explained) -> str:
     lines += [told] if told else []
     for view in facts["views"]:
         change = view["score"] - view["hidden_score"]
-        lines += ["", f"{readable(view['target'])}: {view['unit']} {view['score']:.3f}, {change:+.3f} through the words"]
+        score = f"{view['unit']} {view['score']:.3f}, {change:+.3f} through the words"
+        lines += ["", f"{readable(view['target'])}: {score}"]
         if view["gap"] is not None:
             lines[-1] += f"; {view['steps']} steps, gap {view['gap']:+.2g} ({view['gap_share']:.2%})"
         order = sorted(range(len(view["words"])), key=lambda word: -abs(view["words"][word]))[:MOST_WORDS]

@@ -72,8 +72,10 @@ def read_chat(subject: Subject, text: str) -> Reading:
     """The text as a user's message in the model's chat template, up to where the answer begins.
 
     Raises:
-        HeptaError: no chat template, or one that changes the message.
+        HeptaError: a classifier, no chat template, or one that changes the message.
     """
+    if subject.classifier is not None:
+        raise HeptaError(f"{subject.directory}: a classifier reads texts without a chat template; leave --chat away")
     ids = subject.tokenizer.render([{"role": "user", "content": text}], add_generation_prompt=True)
     said, spans = subject.tokenizer.encode_spans(text)
     starts = [i for i in range(len(ids) - len(said), -1, -1) if ids[i : i + len(said)] == said]
