@@ -47,9 +47,8 @@ def write_model(place: Path) -> None:
     from hepta.model.families import to_hf
 
     shape = ModelConfig(
-        head_dim=D // HEADS,
-        vocab_size=V, hidden_size=D, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=HEADS, intermediate_size=INNER,
-        tied=True,
+        vocab_size=V, hidden_size=D, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=HEADS, head_dim=D // HEADS,
+        intermediate_size=INNER, tied=True,
     )  # fmt: skip
     model = Decoder(shape)
     model.init_weights(0)
@@ -212,14 +211,16 @@ def compare(arguments: argparse.Namespace) -> None:
     if max(losses) - min(losses) > AGREE:
         raise SystemExit(f"first losses differ, so this is not the same work: {losses}")
     tokens = arguments.steps * B * T
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {arguments.threads} threads, "
-          f"load {load:.1f} at the start; {arguments.rounds} rounds of {arguments.steps} steps after {arguments.skip}")  # fmt: skip
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    print(f"{versions}, {arguments.threads} threads, load {load:.1f} at the start; ", end="")
+    print(f"{arguments.rounds} rounds of {arguments.steps} steps after {arguments.skip}")
     for one in everyone:
         rates = sorted(tokens / seconds for seconds in one.seconds)
         ratios = sorted(theirs / ours for theirs, ours in zip(one.seconds, everyone[0].seconds, strict=True))
         low, _, high = statistics.quantiles(rates, n=4) if len(rates) > 1 else (rates[0], 0, rates[0])
         print(
-            f"{one.name:9} loss {one.facts['first_loss']:.4f}  {statistics.median(rates):7.0f} tok/s ({low:.0f}–{high:.0f})"
+            f"{one.name:9} loss {one.facts['first_loss']:.4f}"
+            f"  {statistics.median(rates):7.0f} tok/s ({low:.0f}–{high:.0f})"
             f"  {everyone[0].name} is {statistics.median(ratios):.2f}× ({ratios[0]:.2f}–{ratios[-1]:.2f})"
             f"  peak {one.facts['peak_gib']:.2f} GiB"
         )

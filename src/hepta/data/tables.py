@@ -224,8 +224,8 @@ TEXT = Column("text", (
     "问题", "描述", "标题",
 ), read_text_cell)  # fmt: skip
 LABEL = Column("label", (
-    "label", "category", "class", "target", "topic", "sentiment", "intent", "emotion", "tag", "type", "score", "rating",
-    "stars", "标签", "类别", "分类", "情感", "情绪", "意图", "主题", "类型", "评分", "得分", "分数", "星级",
+    "label", "truth", "category", "class", "target", "topic", "sentiment", "intent", "emotion", "tag", "type", "score",
+    "rating", "stars", "标签", "类别", "分类", "情感", "情绪", "意图", "主题", "类型", "评分", "得分", "分数", "星级",
 ), read_class_cell)  # fmt: skip
 NUMBER = Column("label", (
     "score", "rating", "target", "value", "label", "stars", "y", "points", "grade", "price", "similarity",

@@ -208,7 +208,7 @@ class HalfBytes(IntegerMatrix):
             end = min(start + step, len(self.laced))
             if lanes_known():
                 q = unlace(self.laced, start, end).view(torch.int8).add_(LOW)
-                scale = self.scale[:, None, start:end, 0].to(dtype).contiguous()  # (K / group, 1, n); strided: 5 × slower
+                scale = self.scale[:, None, start:end, 0].to(dtype).contiguous()  # (K / group, 1, n); strides are slow
                 tile = scratch[: K * (end - start)].view(-1, self.group, end - start)
                 tile = torch.mul(q.view(tile.shape), scale, out=tile).view(K, -1)
             else:  # the kernel itself says what it holds
