@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hepta.config import HeptaError, MachineError
+from hepta.config import HeptaError
 from hepta.planning.config import MachineConfig
 from hepta.stage import write_json
 
@@ -184,7 +184,7 @@ def measured_peak(dtype: str, threads: int | None = None, device: str = "cpu", r
         peak = max(cached, _measure_product(dtype, device, PEAK_SECONDS))
     finally:
         torch.set_num_threads(before)
-    with contextlib.suppress(OSError, MachineError):  # an unwritable cache costs a measurement next time
+    with contextlib.suppress(OSError, HeptaError):  # an unwritable cache costs a measurement next time
         write_json(path, {**_read_cache(path), key: round(peak, 1)})
     return round(peak, 1)
 
