@@ -133,15 +133,15 @@ def _in_blocks(
     rows = batch * shared
     q = (q * width**-0.5).reshape(rows, heads // shared, length, width)
     k, v = k.reshape(rows, total, width), v.reshape(rows, total, width)
-    y = torch.empty_like(q)
+    parts = []
     for start, end, last in _blocks(length, total, causal):
         scores = torch.bmm(q[:, :, start:end].reshape(rows, -1, width), k[:, :last].transpose(1, 2))
         _add_bias(scores.view(batch, heads, end - start, last), bias, start, causal)
         torch.softmax(scores, -1, out=scores)
-        y[:, :, start:end] = torch.bmm(scores, v[:, :last]).view(rows, heads // shared, -1, width)
+        parts.append(torch.bmm(scores, v[:, :last]).view(rows, heads // shared, -1, width))
         if kept is not None:
             kept.append(scores)
-    return y.view(batch, heads, length, width)
+    return torch.cat(parts, 2).view(batch, heads, length, width)
 
 
 def _add_bias(scores: Tensor, bias: Tensor | None, start: int, causal: bool) -> None:
@@ -152,6 +152,21 @@ def _add_bias(scores: Tensor, bias: Tensor | None, start: int, causal: bool) -> 
     elif causal:  # only the square on the diagonal holds any future
         index = torch.arange(size, device=scores.device)
         scores[..., start:] += as_bias(visible(index, index, None), scores.dtype)
+
+
+def _sum_prefixes(parts: list[Tensor]) -> Tensor:
+    """Sum of tensors (R, n_i, K), n_i rising, each standing for the first n_i of the last's rows.
+
+    Stretch by stretch, so that a compiler makes one pass of it; adding to slices in place would be a pass for each.
+    """
+    ends = sorted({part.shape[1] for part in parts})
+    stretches = []
+    for first, end in zip([0, *ends[:-1]], ends, strict=True):
+        stretch, *more = (part[:, first:end] for part in parts if part.shape[1] >= end)
+        for one in more:
+            stretch = stretch + one
+        stretches.append(stretch)
+    return torch.cat(stretches, 1)
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -172,13 +187,14 @@ class _BlockAttention(torch.autograd.Function):
         rows, shape = batch * shared, (batch * shared, heads // shared, length, width)
         q, dy = (q * width**-0.5).reshape(shape), grads[0].reshape(shape)
         k, v = k.reshape(rows, total, width), v.reshape(rows, total, width)
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        dq_parts, dk_parts, dv_parts = [], [], []
         for (start, end, last), p in zip(_blocks(length, total, ctx.causal), kept, strict=True):
             d = dy[:, :, start:end].reshape(rows, -1, width)
             dp = torch.bmm(d, v[:, :last].transpose(1, 2))
             ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
-            dq[:, :, start:end] = torch.bmm(ds, k[:, :last]).view(rows, heads // shared, -1, width)
-            dk[:, :last] += torch.bmm(ds.transpose(1, 2), q[:, :, start:end].reshape(d.shape))
-            dv[:, :last] += torch.bmm(p.transpose(1, 2), d)
-        dq = dq.mul_(width**-0.5).view(batch, heads, length, width)
+            dq_parts.append(torch.bmm(ds, k[:, :last]).view(rows, heads // shared, -1, width))
+            dk_parts.append(torch.bmm(ds.transpose(1, 2), q[:, :, start:end].reshape(d.shape)))
+            dv_parts.append(torch.bmm(p.transpose(1, 2), d))
+        dk, dv = _sum_prefixes(dk_parts), _sum_prefixes(dv_parts)
+        dq = torch.cat(dq_parts, 2).mul_(width**-0.5).view(batch, heads, length, width)
         return dq, dk.view(batch, shared, total, width), dv.view(batch, shared, total, width), None, None
