@@ -7,6 +7,7 @@ from hepta.model.families import preset
 from hepta.planning.memory import (
     METHODS,
     Setting,
+    StateBytes,
     adapter_parameters,
     kv_cache_bytes,
     layer_activation_bytes,
@@ -126,3 +127,30 @@ def test_activations_are_within_5_percent_of_what_autograd_keeps(name):
     copies = 2 * layer_matrix_parameters(shape)  # bf16 copies of the weights are kept too
     expected = layer_activation_bytes(shape, Setting(T, B, cpu=True)) + copies
     assert layer == pytest.approx(expected, rel=0.05)
+
+
+def test_adamws_row_is_the_state_that_torch_keeps():
+    import torch
+
+    from hepta.model.decoder import Decoder
+    from hepta.training.optimizer import make_optimizer, optimizer_tensors
+
+    shape = preset("nano", 512)
+    model = Decoder(shape)
+    model.init_weights(0)
+    optimizer = make_optimizer(model, 0.1)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    kept = sum(t.nbytes for name, t in optimizer_tensors(model, optimizer).items() if not name.endswith(".step"))
+    assert kept == memory(shape, "full", SETTING).optimizer
+
+
+def test_a_factored_optimizer_counts_rows_and_columns():
+    state = StateBytes(matrix=1.0, other=8.0, line=4.0)
+    assert state.total([(10, 20), (3, 4)], 7) == 200 + 12 + 4 * (30 + 7) + 8 * 7
+
+
+def test_update_in_backward_keeps_the_gradients_of_the_largest_part_only():
+    once = memory(LLAMA, "full", Setting(2048, update_in_backward=True))
+    assert once.gradients == 4 * (4 * 4096 * 4096 + 3 * 4096 * 11008)

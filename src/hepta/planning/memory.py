@@ -16,6 +16,7 @@ What stands behind the numbers, so that they can be checked:
 - *logits*: the head and loss taken in chunks of 1,024 rows: fp32 logits and their gradient.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from hepta.model.config import ModelConfig
@@ -30,6 +31,36 @@ MATRIX_BITS = {"full": 32.0, "lora": 16.0, "qlora": 4.127, "bf16": 16.0, "int8":
 VALUES = 2  # place of the values' map among a layer's; the Llama line's takes 8 bits in a 4-bit model
 GROUP = 32  # columns that share a bf16 scale where weights have 4 bits
 TILE = 1 << 20  # quantised weights turned to floats at a time
+
+
+@dataclass(frozen=True)
+class ValueBytes:
+    """Bytes per trained parameter: its weight, its gradient, and the copy that products and backward pass need."""
+
+    weights: float
+    gradients: float
+    copies: float
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """What an optimizer keeps: bytes per parameter of the layers' matrices, per other parameter, per row and column."""
+
+    matrix: float
+    other: float
+    line: float = 0.0  # of the layers' matrices, where moments are factored
+
+    def total(self, shapes: Sequence[tuple[int, int]], others: int) -> float:
+        """Bytes of the state of matrices (rows, columns) and of ``others`` parameters beside them."""
+        matrices = sum(self.matrix * rows * columns + self.line * (rows + columns) for rows, columns in shapes)
+        return matrices + self.other * others
+
+
+PRECISIONS = {  # key ``precision`` of training → what a parameter weighs
+    "fp32": ValueBytes(4, 4, 0),
+    "bf16": ValueBytes(4, 4, 2),  # products in bf16 on fp32 weights
+}
+OPTIMIZERS = {"adamw": StateBytes(8, 8)}  # key ``optimizer`` of training → its state
 
 
 @dataclass(frozen=True)
@@ -59,13 +90,20 @@ class Setting:
     rank: int = 16
     recompute: bool = False
     shards: int = 1  # devices over which weights, gradients and moments are split evenly
-    half: bool = True  # the device computes in 16 bits
+    precision: str = "bf16"  # one of PRECISIONS
     cpu: bool = False  # whose attention keeps its probabilities for the backward pass
+    optimizer: str = "adamw"  # one of OPTIMIZERS
+    update_in_backward: bool = False  # a gradient lives until its parameter is updated
 
     @property
     def tokens(self) -> int:
         """Tokens of one micro-batch."""
         return self.micro_batch * self.sequence_length
+
+    @property
+    def half(self) -> bool:
+        """Whether products are of 16-bit values."""
+        return self.precision != "fp32"
 
 
 def adapter_parameters(config: Shape, rank: int) -> int:
@@ -76,6 +114,11 @@ def adapter_parameters(config: Shape, rank: int) -> int:
 def layer_matrix_parameters(config: Shape) -> int:
     """Parameters of one layer's matrices."""
     return sum(inputs * outputs for inputs, outputs in config.linear_shapes())
+
+
+def largest_part(config: Shape) -> int:
+    """Parameters of the largest part whose gradients live together: a layer's matrices, or the embedding."""
+    return max(layer_matrix_parameters(config), config.vocab_size * config.hidden_size)
 
 
 def weight_bytes(config: Shape, method: str) -> float:
@@ -143,7 +186,7 @@ def memory(config: Shape, method: str, setting: Setting) -> Memory:
     Args:
         config: widths of the decoder.
         method: one of ``METHODS``.
-        setting: sequence length, micro-batch, rank, recomputation, devices.
+        setting: sequence length, micro-batch, rank, recomputation, devices, precision, optimizer.
     """
     parameters, shards = config.num_parameters, setting.shards
     weights = weight_bytes(config, method)
@@ -159,15 +202,21 @@ def memory(config: Shape, method: str, setting: Setting) -> Memory:
             kv_cache=kv_cache_bytes(config, setting.sequence_length, setting.micro_batch) / shards,
         )
     activations, logits = activation_bytes(config, setting), logits_bytes(config, setting)
+    state = OPTIMIZERS[setting.optimizer]
     if method == "full":
-        kept = layer if setting.recompute or shards > 1 else 2.0 * parameters
+        each, inner = PRECISIONS[setting.precision], layer_matrix_parameters(config)
+        maps = config.linear_shapes() * config.num_layers
+        copied = inner if setting.recompute or shards > 1 else parameters
+        graded = largest_part(config) if setting.update_in_backward else parameters
         return Memory(
-            weights=weights / shards, gradients=4.0 * parameters / shards, optimizer=8.0 * parameters / shards,
-            copies=kept if setting.half else 0.0, activations=activations, logits=logits,
+            weights=each.weights * parameters / shards, gradients=each.gradients * graded / shards,
+            optimizer=state.total(maps, parameters - config.num_layers * inner) / shards,
+            copies=each.copies * copied, activations=activations, logits=logits,
         )
     adapters = adapter_parameters(config, setting.rank)
+    pairs = [(setting.rank, side) for shape in config.linear_shapes() for side in shape] * config.num_layers
     return Memory(
         weights=(weights + 4.0 * adapters) / shards, gradients=4.0 * adapters / shards,
-        optimizer=8.0 * adapters / shards, copies=layer if method == "qlora" or shards > 1 else 0.0,
+        optimizer=state.total(pairs, 0) / shards, copies=layer if method == "qlora" or shards > 1 else 0.0,
         activations=activations, logits=logits,
     )

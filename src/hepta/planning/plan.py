@@ -122,7 +122,7 @@ def judge(config: Shape, method: str, device: Device, setting: Setting) -> Verdi
     for recompute in attempts:
         found = memory(config, method, Setting(
             setting.sequence_length, setting.micro_batch, setting.rank, recompute, device.count,
-            device.precision != "fp32", device.measured,
+            "fp32" if device.precision == "fp32" else "bf16", device.measured,
         ))  # fmt: skip
         if found.total <= has * 1e9:
             break

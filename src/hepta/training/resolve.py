@@ -62,12 +62,12 @@ def automatic_tuning_lr(config: Shape) -> float:
     return 5.2 / config.hidden_size**1.5
 
 
-def _pick_micro_batch(config: LoopConfig, shape: Shape, half: bool) -> int:
+def _pick_micro_batch(config: LoopConfig, shape: Shape, precision: str) -> int:
     if config.micro_batch:
         return min(config.micro_batch, config.sequences_per_step)
     length, best = config.sequence_length, 1
     for n in range(1, MICRO_TOKENS // length + 1):
-        fits = activation_bytes(shape, Setting(length, n, half=half, cpu=True)) <= MICRO_BYTES
+        fits = activation_bytes(shape, Setting(length, n, precision=precision, cpu=True)) <= MICRO_BYTES
         if fits and config.sequences_per_step % n == 0:  # equal parts compile once
             best = n
     return best
@@ -116,7 +116,7 @@ def resolve(config: LoopConfig, shape: Shape, lr: float, tokens: float) -> Resol
     peak = peaks[precision]
     return Resolved(
         precision=precision, device=device, threads=threads, compile=_pick_compile(config, shape, peak, tokens),
-        micro_batch=_pick_micro_batch(config, shape, precision == "bf16"), lr=lr if config.lr == "auto" else config.lr,
+        micro_batch=_pick_micro_batch(config, shape, precision), lr=lr if config.lr == "auto" else config.lr,
         peak_gflops=peak,
         processor=processor_name(), torch_version=str(torch.__version__),
     )  # fmt: skip
