@@ -56,6 +56,9 @@ class LoopConfig(StageConfig):
     compile: bool | Literal["auto"] = operational(
         "auto", "torch.compile the blocks; auto: if a C++ compiler is there and the run is long"
     )
+    recompute: Literal["auto", "none", "block", "selective"] = operational(
+        "auto", "activations made again going back: all of a block, or all but products; auto: if they do not fit"
+    )
     workers: int = operational(0, "threads that prepare batches ahead of the step", ge=0)
     sequence_length: int = identity(512, "tokens per sequence", ge=8)
     micro_batch: int | None = operational(None, "sequences per forward pass; none given: about 8,192 tokens", ge=1)

@@ -19,9 +19,11 @@ from hepta.planning.machine import cache_directory, compiler, measured_peak, pro
 from hepta.planning.memory import Setting, activation_bytes
 from hepta.stage import write_atomic, write_json
 from hepta.training.config import LoopConfig
+from hepta.training.recompute import pick_recompute
 
 MICRO_TOKENS = 8192  # most tokens of one forward pass when nothing is said
 MICRO_BYTES = 1.5 * 2**30  # most memory of its activations
+STATE_BYTES = 12.0  # of a trained parameter beside itself: gradient and two moments in float32
 WORTH_COMPILING = 240.0  # seconds of training that repay a compilation
 RECIPE = "recipe.yaml"
 
@@ -39,6 +41,7 @@ class Resolved:
     peak_gflops: float  # measured, of the dtype that is used
     processor: str
     torch_version: str
+    recompute: str = "none"
     total_steps: int = 0
     step_seconds: float | None = None  # measured when ``minutes`` is a budget
     budget: dict[str, Any] = field(default_factory=dict)
@@ -65,9 +68,10 @@ def automatic_tuning_lr(config: Shape) -> float:
 def _pick_micro_batch(config: LoopConfig, shape: Shape, precision: str) -> int:
     if config.micro_batch:
         return min(config.micro_batch, config.sequences_per_step)
-    length, best = config.sequence_length, 1
+    length, best, again = config.sequence_length, 1, config.recompute == "block"
     for n in range(1, MICRO_TOKENS // length + 1):
-        fits = activation_bytes(shape, Setting(length, n, precision=precision, cpu=True)) <= MICRO_BYTES
+        setting = Setting(length, n, recompute=again, precision=precision, cpu=True)
+        fits = activation_bytes(shape, setting) <= MICRO_BYTES
         if fits and config.sequences_per_step % n == 0:  # equal parts compile once
             best = n
     return best
@@ -99,7 +103,7 @@ def _pick_compile(config: LoopConfig, shape: Shape, peak: float, tokens: float) 
     return seconds >= WORTH_COMPILING
 
 
-def resolve(config: LoopConfig, shape: Shape, lr: float, tokens: float) -> Resolved:
+def resolve(config: LoopConfig, shape: Shape, lr: float, tokens: float, trained: int) -> Resolved:
     """Decide every automatic value but the number of steps.
 
     Args:
@@ -107,6 +111,7 @@ def resolve(config: LoopConfig, shape: Shape, lr: float, tokens: float) -> Resol
         shape: the model's.
         lr: what ``lr: auto`` means for this verb.
         tokens: tokens the run may read at most, by its budgets other than ``minutes``.
+        trained: parameters that learn.
     """
     device = _pick_device(config.device)
     threads = config.threads or torch.get_num_threads()
@@ -114,10 +119,16 @@ def resolve(config: LoopConfig, shape: Shape, lr: float, tokens: float) -> Resol
     peaks = {dtype: measured_peak(dtype, threads, kind) for dtype in ("fp32", "bf16")}
     precision = recommend_precision(peaks) if config.precision == "auto" else config.precision
     peak = peaks[precision]
+    compiled = _pick_compile(config, shape, peak, tokens)
+    if config.recompute == "selective" and compiled and config.compile == "auto":
+        compiled = False  # compiled blocks choose for themselves what to keep
+    micro, recompute = _pick_micro_batch(config, shape, precision), config.recompute
+    if recompute == "auto":
+        setting = Setting(config.sequence_length, micro, precision=precision, cpu=kind == "cpu")
+        recompute = pick_recompute(shape, setting, STATE_BYTES * trained, device, compiled)
     return Resolved(
-        precision=precision, device=device, threads=threads, compile=_pick_compile(config, shape, peak, tokens),
-        micro_batch=_pick_micro_batch(config, shape, precision), lr=lr if config.lr == "auto" else config.lr,
-        peak_gflops=peak,
+        precision=precision, device=device, threads=threads, compile=compiled, micro_batch=micro, recompute=recompute,
+        lr=lr if config.lr == "auto" else config.lr, peak_gflops=peak,
         processor=processor_name(), torch_version=str(torch.__version__),
     )  # fmt: skip
 
@@ -156,9 +167,9 @@ def carry_over(config: LoopConfig, old: Resolved) -> Resolved:
         new = replace(new, compile=config.compile)
     if config.micro_batch is not None:
         new = replace(new, micro_batch=config.micro_batch)
-    changed = [
-        key for key in ("device", "threads", "compile", "micro_batch") if getattr(new, key) != getattr(old, key)
-    ]
+    if config.recompute != "auto":
+        new = replace(new, recompute=config.recompute)
+    changed = [key for key in ("device", "threads", "compile", "micro_batch") if getattr(new, key) != getattr(old, key)]
     here = {"processor": processor_name(), "torch_version": str(torch.__version__)}
     changed += [key for key, value in here.items() if getattr(old, key) != value]
     if changed:

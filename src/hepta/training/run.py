@@ -27,6 +27,7 @@ from hepta.training.guard import Guard
 from hepta.training.job import Job, State
 from hepta.training.metrics import RunLog, peak_memory_bytes
 from hepta.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
+from hepta.training.recompute import recompute_blocks
 from hepta.training.resolve import (
     Resolved,
     carry_over,
@@ -53,7 +54,9 @@ class Run:
         prepare_machine(self.resolved)
         job.model.to(self.resolved.device)
         job.model.compute_dtype = self.resolved.compute_dtype
-        if self.resolved.compile:
+        if self.resolved.recompute != "none":
+            recompute_blocks(job.model, self.resolved.recompute, self.resolved.compile)
+        elif self.resolved.compile:
             compile_blocks(job.model)
         self.objective = compile_objective(job.objective) if self.resolved.compile else job.objective
         self.optimizer = make_optimizer(job.model, config.weight_decay)
@@ -75,7 +78,8 @@ class Run:
         limits = [config.tokens, config.max_steps and config.max_steps * per_step]
         limits.append((config.epochs or 1) * per_epoch if config.epochs or not any(limits) else None)
         most = min(limit for limit in limits if limit) if config.minutes is None else float("inf")
-        return resolve(config, self.job.model.config, self.job.lr, most)
+        trained = sum(parameter.numel() for parameter in self.job.model.parameters() if parameter.requires_grad)
+        return resolve(config, self.job.model.config, self.job.lr, most, trained)
 
     def settle_steps(self) -> int:
         """Turn the budgets into a number of steps, once; the same budgets later give the same number."""
