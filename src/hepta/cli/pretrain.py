@@ -16,6 +16,7 @@ def pretrain(
     data: Annotated[Path | None, typer.Option(help="token shards (hepta tokens build)")] = None,
     model: Annotated[str | None, typer.Option(help="preset (nano … 7b, gpt2-nano, bert-nano) or directory")] = None,
     objective: Annotated[str | None, typer.Option(help="causal (next token) or masked (BERT)")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw, muon, adafactor, sgd or adamw8bit")] = None,
     output: Annotated[Path | None, typer.Option(help="run directory")] = None,
     config: ConfigFile = None,
     dry_run: DryRun = False,
@@ -29,4 +30,5 @@ def pretrain(
     hepta pretrain --data out/tokens --objective masked --output out/bert minutes=5
     """
     options = {"data": data, "model": model, "objective": objective, "output": output, "fresh": fresh}
+    options["optimizer"] = optimizer
     execute("pretrain", options, overrides, config, dry_run, as_json)

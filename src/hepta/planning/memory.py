@@ -60,7 +60,13 @@ PRECISIONS = {  # key ``precision`` of training → what a parameter weighs
     "fp32": ValueBytes(4, 4, 0),
     "bf16": ValueBytes(4, 4, 2),  # products in bf16 on fp32 weights
 }
-OPTIMIZERS = {"adamw": StateBytes(8, 8)}  # key ``optimizer`` of training → its state
+OPTIMIZERS = {  # key ``optimizer`` of training → its state
+    "adamw": StateBytes(8, 8),
+    "adamw8bit": StateBytes(2 + 8 / 256, 2 + 8 / 256),  # and a scale per block of each moment
+    "muon": StateBytes(4, 8),
+    "adafactor": StateBytes(0, 0, 4),  # the tables' rows and columns, and vectors, are too few to count
+    "sgd": StateBytes(4, 4),
+}
 
 
 @dataclass(frozen=True)

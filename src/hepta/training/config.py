@@ -1,5 +1,6 @@
 """The keys of training: what ``hepta pretrain`` and ``hepta sft`` accept (no torch here)."""
 
+import math
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -38,7 +39,7 @@ class LoopConfig(StageConfig):
         None, "end after this many passes over the data; the budget reached first ends", gt=0
     )
     seed: int = identity(7, "seed of weights, data order and dropout", ge=0)
-    lr: float | Literal["auto"] = identity("auto", "peak learning rate; auto: by width", gt=0)
+    lr: float | Literal["auto"] = identity("auto", "peak learning rate; auto: by width and optimizer")
     schedule: Literal["cosine", "wsd", "linear", "constant"] = identity(
         "cosine", "learning rate after warm-up; all but constant end near 0"
     )
@@ -46,7 +47,9 @@ class LoopConfig(StageConfig):
     decay: float = identity(0.2, "wsd only: share of the run in which the rate falls", gt=0, le=1)
     weight_decay: float = identity(0.1, "on matrices only; norms, biases and embeddings have none", ge=0)
     clip_norm: float = identity(1.0, "largest gradient norm of a step", gt=0)
-    optimizer: Literal["adamw"] = identity("adamw", "the optimizer")
+    optimizer: Literal["adamw", "muon", "adafactor", "sgd", "adamw8bit"] = identity(
+        "adamw", "what gradients do to weights; muon: hidden matrices orthogonally, the rest by adamw"
+    )
     spike: float = identity(20.0, "skip a step whose gradient norm is this many times the recent median", gt=1)
     precision: Literal["auto", "fp32", "bf16"] = identity(
         "auto", "of the products; weights stay float32. auto: bf16 where it is fast"
@@ -65,6 +68,13 @@ class LoopConfig(StageConfig):
     checkpoint: CheckpointKeys = operational(CheckpointKeys(), "checkpoint.every, checkpoint.keep")
     eval: EvalKeys = operational(EvalKeys(), "eval.every, eval.tokens")
     save_dtype: Literal["fp32", "bf16"] = operational("fp32", "dtype of the final model; checkpoints keep float32")
+
+    @field_validator("lr", mode="before")
+    @classmethod
+    def _a_rate(cls, value: Any) -> Any:
+        if value != "auto" and not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise ValueError("give a number above 0, or auto")
+        return value
 
     @property
     def sequences_per_step(self) -> int:

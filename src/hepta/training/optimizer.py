@@ -1,20 +1,43 @@
-"""AdamW with the right groups: decay only on matrices that are not embeddings."""
+"""Optimizers with the right groups: decay only on matrices that are not embeddings."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hepta.config import HeptaError
+from hepta.training.adamw8bit import AdamW8bit
+
 BETAS, EPSILON = (0.9, 0.95), 1e-8
+MOMENTUM = 0.9  # of sgd
+SMALLEST = (1e-15, 1e-3)  # adafactor: of gradients and of a weight's size; torch's own 1.2e-7 hides gradients
+HEADS = ("lm_head", "classifier", "score")  # modules whose matrix is no hidden one
+
+Group = dict[str, Any]
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def rate_factor(name: str, width: int) -> float:
+    """What an optimizer's rate is to AdamW's, at its best for the same model.
+
+    AdamW, in 8 bits too, and Muon as scaled here move weights by their rate itself. Adafactor's rate is a share of a
+    weight's size, about 1/√width. SGD's multiplies gradients, whose norm is at most ``clip_norm``.
+    """
+    return {"adafactor": width**0.5, "sgd": 100.0}.get(name, 1.0)
+
+
+def embedding_ids(model: nn.Module) -> set[int]:
+    """Ids of the weights of embeddings; a tied head counts as the embedding it is."""
+    return {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[Group]:
     """Two groups of trainable parameters: decayed matrices, and all the rest (trap R11).
 
     Norm weights and biases have one dimension; embeddings are found by their module, so a tied head counts
     as the embedding it is.
     """
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    embeddings = embedding_ids(model)
     decayed: list[Tensor] = []
     plain: list[Tensor] = []
     for parameter in model.parameters():
@@ -24,9 +47,68 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     return [group for group in groups if group["params"]]
 
 
-def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over ``parameter_groups``; the learning rate is set before every step."""
-    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=0.0, betas=BETAS, eps=EPSILON, fused=True)
+def hidden_matrices(model: nn.Module) -> set[int]:
+    """Ids of the trainable matrices between embedding and head, which Muon makes orthogonal."""
+    embeddings = embedding_ids(model)
+    return {
+        id(parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.ndim == 2 and id(parameter) not in embeddings
+        and not set(HEADS) & set(name.split("."))
+    }  # fmt: skip
+
+
+class Muon(torch.optim.Optimizer):
+    """torch's Muon on hidden matrices and torch's AdamW on the rest, seen as one optimizer.
+
+    Muon's step U·Vᵀ of the momentum is scaled by 0.2·√max(rows, columns), so that its elements are about as large as
+    AdamW's (Liu et al. 2025, arXiv 2502.16982). One rate and one decay then serve both.
+    """
+
+    def __init__(self, groups: list[Group], hidden: set[int]) -> None:
+        matrices, others = (_only(groups, hidden, inside) for inside in (True, False))
+        if not matrices:
+            raise HeptaError("optimizer muon: nothing that is trained is a hidden matrix; use adamw")
+        self.parts: list[torch.optim.Optimizer] = [torch.optim.Muon(matrices, lr=0.0, adjust_lr_fn="match_rms_adamw")]
+        if others:
+            self.parts.append(torch.optim.AdamW(others, lr=0.0, betas=BETAS, eps=EPSILON, fused=True))
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+        for part in self.parts:
+            part.state = self.state  # the groups are shared already: torch keeps the dictionaries it is given
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update every parameter that has a gradient."""
+        assert closure is None, "the loss is known already"
+        for part in self.parts:
+            part.step()
+
+
+def _only(groups: list[Group], ids: set[int], inside: bool) -> list[Group]:
+    chosen = [{**group, "params": [p for p in group["params"] if (id(p) in ids) is inside]} for group in groups]
+    return [group for group in chosen if group["params"]]
+
+
+def make_optimizer(model: Any, weight_decay: float, name: str = "adamw") -> torch.optim.Optimizer:
+    """An optimizer over ``parameter_groups``; the learning rate is set before every step.
+
+    Args:
+        model: its trainable parameters are updated.
+        weight_decay: share of a matrix taken in a step, in units of AdamW's rate, whatever the optimizer.
+        name: the key ``optimizer``.
+    """
+    groups = parameter_groups(model, weight_decay / rate_factor(name, model.config.hidden_size))
+    if name == "muon":
+        return Muon(groups, hidden_matrices(model))
+    if name == "adafactor":
+        return torch.optim.Adafactor(groups, lr=0.0, eps=SMALLEST)
+    if name == "sgd":
+        for group in groups:  # torch adds decay to the gradient, so momentum would multiply it
+            group["weight_decay"] *= 1 - MOMENTUM
+        return torch.optim.SGD(groups, lr=0.0, momentum=MOMENTUM, nesterov=True)
+    if name == "adamw8bit":
+        return AdamW8bit(groups, lr=0.0, betas=BETAS, eps=EPSILON)
+    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPSILON, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -19,6 +19,7 @@ from hepta.planning.machine import cache_directory, compiler, measured_peak, pro
 from hepta.planning.memory import Setting, activation_bytes
 from hepta.stage import write_atomic, write_json
 from hepta.training.config import LoopConfig
+from hepta.training.optimizer import rate_factor
 from hepta.training.recompute import pick_recompute
 
 MICRO_TOKENS = 8192  # most tokens of one forward pass when nothing is said
@@ -109,7 +110,7 @@ def resolve(config: LoopConfig, shape: Shape, lr: float, tokens: float, trained:
     Args:
         config: the run's keys.
         shape: the model's.
-        lr: what ``lr: auto`` means for this verb.
+        lr: what ``lr: auto`` means for this verb and AdamW.
         tokens: tokens the run may read at most, by its budgets other than ``minutes``.
         trained: parameters that learn.
     """
@@ -128,7 +129,8 @@ def resolve(config: LoopConfig, shape: Shape, lr: float, tokens: float, trained:
         recompute = pick_recompute(shape, setting, STATE_BYTES * trained, device, compiled)
     return Resolved(
         precision=precision, device=device, threads=threads, compile=compiled, micro_batch=micro, recompute=recompute,
-        lr=lr if config.lr == "auto" else config.lr, peak_gflops=peak,
+        lr=lr * rate_factor(config.optimizer, shape.hidden_size) if config.lr == "auto" else config.lr,
+        peak_gflops=peak,
         processor=processor_name(), torch_version=str(torch.__version__),
     )  # fmt: skip
 

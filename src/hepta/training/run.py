@@ -59,7 +59,7 @@ class Run:
         elif self.resolved.compile:
             compile_blocks(job.model)
         self.objective = compile_objective(job.objective) if self.resolved.compile else job.objective
-        self.optimizer = make_optimizer(job.model, config.weight_decay)
+        self.optimizer = make_optimizer(job.model, config.weight_decay, config.optimizer)
         if self.checkpoint is not None:
             job.restore(self.checkpoint.path)
             restore_optimizer(job.model, self.optimizer, self.checkpoint.optimizer_tensors())
@@ -111,7 +111,8 @@ class Run:
 
     def _measure(self) -> float:
         """Seconds of one step: a few steps with learning rate 0 and an optimizer thrown away after."""
-        optimizer, guard = make_optimizer(self.job.model, self.config.weight_decay), Guard(float("inf"))
+        config, guard = self.config, Guard(float("inf"))
+        optimizer = make_optimizer(self.job.model, config.weight_decay, config.optimizer)
         per_step, micro = self.config.sequences_per_step, self.resolved.micro_batch
         times: list[float] = []
         while len(times) < 3 or (len(times) < 8 and sum(times[1:]) < 5):
