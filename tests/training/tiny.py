@@ -95,7 +95,7 @@ class ByteOrder(Segmented):
         return {"input_ids": rows[:, :-1].copy(), "labels": labels, "segment_ids": segments, "positions": positions}
 
     def where(self, n: int) -> list[str]:
-        return [f"window-{self.index(n)}"]
+        return [f"window-{self.index(n)}"] * 2
 
     def languages(self, n: int) -> list[str]:
         return ["en", "zh"]

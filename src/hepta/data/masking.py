@@ -117,6 +117,10 @@ class MaskedOrder:
         """Language of each segment of the n-th sequence."""
         return self.order.languages(n)
 
+    def sources(self, n: int) -> list[str]:
+        """Source of each segment of the n-th sequence."""
+        return self.order.sources(n)
+
     def count_tokens(self, first: int, batches: Sequence[Mapping[str, Any]]) -> int:
         """Real tokens of batches that begin with sequence ``first``."""
         return self.order.count_tokens(first, batches)

@@ -63,6 +63,10 @@ class Order(Protocol):
         """Language of each segment of the n-th sequence."""
         ...
 
+    def sources(self, n: int) -> list[str]:
+        """Source of each segment of the n-th sequence, as whoever made the data named it."""
+        ...
+
 
 class Segmented:
     """Counts the real tokens of an order whose batches say by ``segment_ids`` what belongs together."""
@@ -70,6 +74,10 @@ class Segmented:
     def languages(self, n: int) -> list[str]:
         """Language of each segment of the n-th sequence."""
         raise NotImplementedError
+
+    def sources(self, n: int) -> list[str]:
+        """Source of each segment of the n-th sequence; one without a name where an order tells none apart."""
+        return [""] * len(self.languages(n))
 
     def count_tokens(self, first: int, batches: Sequence[Mapping[str, Any]]) -> int:
         """Tokens of batches that begin with sequence ``first``; padding, the segment after the last, is not counted."""
@@ -163,6 +171,10 @@ class TokenOrder(Segmented):
         """``source/doc_id`` of each document in the n-th sequence, in order."""
         stream, first, last = self._documents(n)
         return [f"{stream.name}/{doc_id}" for doc_id in stream.documents[0][first:last]]
+
+    def sources(self, n: int) -> list[str]:
+        """Source of each segment of the n-th sequence; a window never holds two."""
+        return [self._find(n)[0].name] * len(self.languages(n))
 
     def languages(self, n: int) -> list[str]:
         """Language of each segment of the n-th sequence (of its first document without a document mask)."""

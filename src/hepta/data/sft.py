@@ -123,6 +123,10 @@ class SftOrder(Segmented):
         """Language of each segment of the n-th sequence."""
         return [self.examples[member].lang for member in self._members(n)]
 
+    def sources(self, n: int) -> list[str]:
+        """Source of each conversation in the n-th sequence."""
+        return [name.rpartition(" row ")[0] for name in self.where(n)]
+
     def held_out(self) -> list[Conversation]:
         """The conversations that training never reads."""
         return split_conversations(self.conversations, self.validation)[1]

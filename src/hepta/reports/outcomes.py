@@ -7,6 +7,7 @@ from markupsafe import Markup
 from hepta.console import duration
 from hepta.reports.figures import COLOURS, Figure, Line, draw
 from hepta.reports.gather import SMALLER_VERBS, TRAINING_VERBS, RunRecord, StageRecord
+from hepta.reports.usage import usage_figures, usage_rows
 from hepta.reports.views import number, size
 
 MOST_TEXT = 1200  # characters of one answer on the page
@@ -56,6 +57,7 @@ def curves(stage: StageRecord, xz: dict[str, float]) -> list[tuple[str, str, Mar
         ("Gradient norm", "梯度范数", "grad_norm", "gradient norm"),
     ):  # fmt: skip
         figures.append((title_en, title_zh, Figure(f"{key}-{tag}", label, [Line(label, *_column(rows, key))])))
+    figures += usage_figures(rows, tag)
     drawn = [(en, zh, draw(figure)) for en, zh, figure in figures]
     return [(en, zh, Markup(svg)) for en, zh, svg in drawn if svg is not None]
 
@@ -92,7 +94,7 @@ def _training_rows(stage: StageRecord) -> list[tuple[str, str, str]]:
          _arrow(before.get("val_accuracy"), final.get("val_accuracy"), ".1%")),
         ("precision", "精度", str(f.get("precision", "–")) + (" · compiled" if f.get("compiled") else "")),
         ("peak learning rate", "峰值学习率", number(f.get("lr") or None, ".3g")),
-        ("peak memory", "内存峰值", size(f.get("peak_memory_bytes"))),
+        ("peak memory", "内存峰值", size(f.get("peak_memory_bytes"))), *usage_rows(f),
         ("weights sha256", "权重 sha256", str(f.get("weights_sha256", "–"))),
     ]  # fmt: skip
     if f.get("trained_parameters") == f.get("parameters"):

@@ -52,9 +52,18 @@ class Totals:
 
 @dataclass
 class Scores:
-    """Totals per language, and over all."""
+    """Totals per language, per source and over all."""
 
     by_language: dict[str, Totals] = field(default_factory=lambda: defaultdict(Totals))
+    by_source: dict[str, Totals] = field(default_factory=lambda: defaultdict(Totals))
+    by_document: dict[tuple[str, str, str], Totals] | None = None  # (document, source, language) → sums, if wanted
+
+    def add(self, part: Totals, language: str, source: str, document: str) -> None:
+        """Add the sums of one segment."""
+        self.by_language[language].add(part)
+        self.by_source[source].add(part)
+        if self.by_document is not None:
+            self.by_document[document, source, language].add(part)
 
     @property
     def overall(self) -> Totals:
@@ -73,6 +82,9 @@ class Scores:
             "val_accuracy": whole.accuracy,
             "val_tokens": whole.tokens,
         }
+        told = {source: totals.loss for source, totals in sorted(self.by_source.items()) if totals.tokens}
+        if len(told) > 1:
+            row["val_loss_by_source"] = told
         return row if whole.p_stop is None else {**row, "p_stop": whole.p_stop}
 
 
@@ -85,26 +97,26 @@ def bytes_per_token(tokenizer: Any, vocabulary: int) -> Tensor:
 
 
 def _add_batch(
-    scores: Scores,
-    losses: Tensor,
-    correct: Tensor,
-    batch: dict[str, Tensor],
-    languages: Sequence[Sequence[str]],
-    widths: Tensor,
-    stops: Tensor,
-) -> None:
-    labels = batch["labels"]
-    for row, names in enumerate(languages):
-        supervised = labels[row] != IGNORE
-        for lang in set(names):
-            segments = torch.tensor([i for i, name in enumerate(names) if name == lang])
-            here = supervised & torch.isin(batch["segment_ids"][row], segments)
-            wanted, nats = labels[row][here], losses[row][here]
-            ends = torch.isin(wanted, stops)
-            scores.by_language[lang].add(Totals(
-                float(nats.double().sum()), int(here.sum()), int(widths[wanted].sum()), int(correct[row][here].sum()),
-                float(torch.exp(-nats[ends].double()).sum()), int(ends.sum()),
-            ))  # fmt: skip
+    scores: Scores, losses: Tensor, correct: Tensor, batch: dict[str, Tensor], order: Any, first: int,
+    widths: Tensor, stops: Tensor,
+) -> None:  # fmt: skip
+    """Add what a batch, which begins with sequence ``first``, says of each segment.
+
+    Without a document mask a window is one segment, and counts as its first document's.
+    """
+    for row in range(len(losses)):
+        n = first + row
+        languages, sources, names = order.languages(n), order.sources(n), order.where(n)
+        labels, segments = batch["labels"][row], batch["segment_ids"][row]
+        here = (labels != IGNORE) & (segments < len(languages))
+        wanted, nats = labels[here], losses[row][here].double()
+        ends = torch.isin(wanted, stops).double()
+        columns = (nats, torch.ones_like(nats), widths[wanted], correct[row][here], torch.exp(-nats) * ends, ends)
+        sums = torch.zeros(len(languages), len(columns), dtype=torch.float64)
+        sums.index_add_(0, segments[here], torch.stack([column.double() for column in columns], 1))
+        for place, (spent, tokens, size, right, chance, stopped) in enumerate(sums.tolist()):
+            part = Totals(spent, int(tokens), int(size), int(right), chance, int(stopped))
+            scores.add(part, languages[place], sources[place], names[place])
 
 
 @torch.no_grad()
@@ -117,7 +129,7 @@ def evaluate(
     micro: int,
     most_tokens: int | None = None,
 ) -> Scores:
-    """Score held-out sequences; memory does not grow with their number.
+    """Score held-out sequences; memory does not grow with their number, but for six sums a document where all are read.
 
     P(stop) is the probability of the stop token at the position of the last answer token, that is, where
     the label is the stop token that ends an assistant's turn.
@@ -125,13 +137,15 @@ def evaluate(
     Args:
         model: set to evaluation mode here, and back.
         objective: gives the loss of each position.
-        order: held-out sequences, with ``languages(n)`` naming the language of each segment.
+        order: held-out sequences, which name the language and document of each segment, and the source.
         widths: see ``bytes_per_token``.
         stop_ids: ids that end a turn.
         micro: sequences per forward pass.
         most_tokens: read about this many tokens at most; None reads all.
     """
     scores, count, training = Scores(), order.sequences_per_epoch, model.training
+    if most_tokens is None:
+        scores.by_document = defaultdict(Totals)
     model.eval()
     stops = torch.tensor(list(stop_ids))
     device = next(model.parameters()).device
@@ -140,8 +154,7 @@ def evaluate(
         size = min(micro, count - start)
         batch = {name: torch.from_numpy(np.asarray(value)) for name, value in order.batch(start, size).items()}
         result = objective.scores(model, {name: value.to(device) for name, value in batch.items()})
-        languages = [order.languages(start + i) for i in range(size)]
-        _add_batch(scores, result.losses.cpu(), result.correct.cpu(), batch, languages, widths, stops)
+        _add_batch(scores, result.losses.cpu(), result.correct.cpu(), batch, order, start, widths, stops)
         seen += batch["labels"].numel()
         start += size
     model.train(training)

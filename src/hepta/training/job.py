@@ -43,7 +43,10 @@ class State:
     guard: Guard
     step: int = 0  # optimizer steps done, skipped ones included
     tokens: int = 0  # real tokens read
+    positions: int = 0  # read, padding included
     seconds: float = 0.0  # spent in steps
+    phases: dict[str, float] = field(default_factory=dict)  # seconds by phase, see ``Clock``
+    memory: dict[str, int] = field(default_factory=dict)  # bytes by class, see ``MemoryMeter``
     epoch_loss: float = 0.0  # summed nats of the epoch under way
     epoch_weight: int = 0
     val_loss: float | None = None  # of this very step's evaluation, None where there was none

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from hepta.stage import Stage, digest_json, write_atomic
 from hepta.training.config import TuneConfig
 from hepta.training.job import Job, Outcome
 from hepta.training.metrics import METRICS, peak_memory_bytes, read_rows
+from hepta.training.result import describe_usage, usage
 from hepta.training.splits import Splits
 
 PREDICTIONS = "predictions.jsonl"
@@ -74,6 +75,9 @@ class TuneResult:
     baselines: list[dict[str, Any]]  # name, about, scores, better, p_value
     verdict: str  # the model beside the best baseline, in words
     worst: list[dict[str, Any]]
+    phases: dict[str, float] = field(default_factory=dict)  # seconds by phase
+    memory: dict[str, int] = field(default_factory=dict)  # bytes by class
+    padded: float | None = None  # share of all positions read that were padding
 
     def __str__(self) -> str:
         rows = {"model": self.model, "parameters": f"{self.parameters:,}"}
@@ -83,6 +87,7 @@ class TuneResult:
         rows["trained"] = f"{self.steps:,} steps in {duration(self.seconds)}: {speed}"
         rows["loss"] = f"{self.final['train_loss']:.4f} train, {self.final['val_loss']:.4f} held out"
         rows["rows"] = ", ".join(f"{count:,} {name}" for name, count in self.data_report["splits"].items())
+        rows |= describe_usage(self.phases, self.memory)
         lines = [f"{name:12}{value}" for name, value in rows.items()]
         if self.task == "classify":
             lines += ["", *show_class_scores({**self.test, "classes": self._shown_classes()})]
@@ -211,7 +216,7 @@ def finish_tuning(
         peak_memory_bytes=peak_memory_bytes(), skipped_steps=state.guard.skipped, precision=outcome.resolved.precision,
         compiled=outcome.resolved.compile, lr=outcome.resolved.lr, data_report=report,
         test=asdict(after.scores), test_before=asdict(before.scores), baselines=baselines, verdict=verdict,
-        worst=worst_errors(after.rows),
+        worst=worst_errors(after.rows), **usage(state),
     )  # fmt: skip
     facts = {key: value for key, value in asdict(result).items() if key not in ("output", "model")}
     stage.finish(digest_json([result.weights_sha256, job.tokenizer.sha256]), facts)

@@ -14,7 +14,7 @@ from hepta.stage import Stage, digest_json, go_on_hint
 from hepta.training.checkpoint import weights_digest
 from hepta.training.config import LoopConfig
 from hepta.training.job import Job, Outcome
-from hepta.training.metrics import METRICS, read_rows
+from hepta.training.metrics import METRICS, read_rows, waste
 from hepta.training.run import Run
 from hepta.training.schedule import learning_rate
 from hepta.training.step import run_step, stream_steps
@@ -54,6 +54,7 @@ def train(config: LoopConfig, stage: Stage, job: Job) -> Outcome:
             if job.patience is not None:
                 run.back_to_best()
             final = run.evaluate(None)
+            run.add_phases(run.clock.take(0.0))
         finally:
             run.log.close()
         run.publish()
@@ -73,15 +74,18 @@ def _take_steps(run: Run, total: int, stop: Stop) -> None:
     per_step, micro = config.sequences_per_step, run.resolved.micro_batch
     if run.exhausted:  # it was stopped after that was seen
         total = state.step
-    stream = stream_steps(job.train, state.step, total, per_step, micro, config.workers)
+    stream = run.clock.waiting(stream_steps(job.train, state.step, total, per_step, micro, config.workers))
     began = time.perf_counter()
     for batches in stream:
         run.warn_masked(batches)
         torch.manual_seed(step_seed(config.seed, state.step))
         rate = learning_rate(state.step, total, run.resolved.lr, config.schedule, config.warmup, config.decay)
-        result = run_step(job.model, run.optimizer, run.objective, batches, rate, config.clip_norm, state.guard)
+        with run.watched():
+            result = run_step(
+                job.model, run.optimizer, run.objective, batches, rate, config.clip_norm, state.guard, run.clock
+            )
         tokens = job.train.count_tokens(state.step * per_step, batches)
-        row = run.record(result, rate, tokens, time.perf_counter() - began)
+        row = run.record(result, rate, waste(tokens, batches), time.perf_counter() - began)
         bar.advance(1, f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tok/s  MFU {row['mfu']:.0%}")
         if state.guard.hopeless:
             skips = f"{state.guard.in_a_row} steps in a row had to be skipped ({result.skipped})"

@@ -4,6 +4,7 @@ import json
 import math
 import resource
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,27 @@ def cut_back(run: Path, step: int, evaluated: bool = True) -> None:
         if path.is_file():
             rows = [row for row in read_rows(path) if stays(row)]
             write_atomic(path, "".join(_line(row) for row in rows))
+
+
+def waste(tokens: int, batches: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """What a step reads: ``positions`` of its batches, real ``tokens``, and tokens that are not ``supervised``.
+
+    Args:
+        tokens: real ones, as the order counts them.
+        batches: of the step; labels of one for each position say what is supervised.
+    """
+    inputs = [batch[name] for batch in batches for name in ("input_ids", "source_ids") if name in batch]
+    read = {"positions": sum(ids.numel() for ids in inputs), "tokens": tokens}
+    if all("source_ids" not in batch and batch["labels"].shape == batch["input_ids"].shape for batch in batches):
+        read["unsupervised"] = tokens - sum(int((batch["labels"] >= 0).sum()) for batch in batches)
+    return read
+
+
+def shares(read: Mapping[str, int]) -> dict[str, float]:
+    """Of ``waste``'s counts, the shares of all positions that are padding, and that teach nothing though real."""
+    places = max(read["positions"], 1)
+    found = {"padded": 1 - read["tokens"] / places}
+    return {**found, "unsupervised": read["unsupervised"] / places} if "unsupervised" in read else found
 
 
 def peak_memory_bytes() -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from hepta.config import StageConfig
 from hepta.console import duration, say
 from hepta.stage import Stage, digest_json
-from hepta.training.job import Job, Outcome
+from hepta.training.job import Job, Outcome, State
 from hepta.training.metrics import METRICS, peak_memory_bytes, read_rows
 
 
@@ -39,6 +39,9 @@ class TrainingResult:
     prompt_language: dict[str, dict[str, int]]  # sft: asked and answered in the prompt's language, per language
     translation: dict[str, Any] = field(default_factory=dict)  # translate: scores, baselines, samples
     teacher: dict[str, Any] = field(default_factory=dict)  # distill: its parameters and held-out scores
+    phases: dict[str, float] = field(default_factory=dict)  # seconds by phase, evaluations and saves among them
+    memory: dict[str, int] = field(default_factory=dict)  # bytes by class, see ``MemoryMeter``
+    padded: float | None = None  # share of all positions read that were padding
 
     def __str__(self) -> str:
         rows = {"model": self.model, "parameters": f"{self.parameters:,}"}
@@ -64,6 +67,7 @@ class TrainingResult:
             held_out = f", loss {self.teacher['val_loss']:.4f} held out" if "val_loss" in self.teacher else ""
             rows["teacher"] = f"{self.teacher['parameters']:,} parameters{held_out}"
         rows |= _translation(self.translation)
+        rows |= describe_usage(self.phases, self.memory)
         rows["peak memory"] = f"{self.peak_memory_bytes / 2**30:.2f} GiB"
         rows["weights sha256"] = self.weights_sha256
         return "\n".join(f"{name:15} {value}" for name, value in rows.items())
@@ -88,8 +92,21 @@ def _translation(found: dict[str, Any]) -> dict[str, str]:
     return told
 
 
+def describe_usage(phases: dict[str, float], memory: dict[str, int]) -> dict[str, str]:
+    """Shares of time by phase and memory by class, largest first; nothing of what was not measured."""
+    told, whole = {}, sum(phases.values())
+    if whole:
+        parts = sorted(phases.items(), key=lambda part: -part[1])
+        told["time"] = ", ".join(f"{name} {value / whole:.1%}" for name, value in parts if value / whole >= 0.0005)
+    if memory:
+        parts = sorted(memory.items(), key=lambda part: -part[1])
+        told["memory"] = ", ".join(f"{name} {value / 1e6:,.0f} MB" for name, value in parts)
+    return told
+
+
 def _evaluation(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: row[key] for key in ("val_loss", "val_bpb", "val_accuracy", "p_stop") if key in row}
+    kept = ("val_loss", "val_bpb", "val_accuracy", "val_loss_by_source", "p_stop")
+    return {key: row[key] for key in kept if key in row}
 
 
 def result_of(
@@ -116,8 +133,14 @@ def result_of(
         peak_memory_bytes=peak_memory_bytes(), skipped_steps=state.guard.skipped, precision=outcome.resolved.precision,
         compiled=outcome.resolved.compile, lr=outcome.resolved.lr, data_report=data_report,
         p_stop=p_stop or {}, prompt_language=prompt_language or {}, translation=translation or {},
-        teacher=teacher or {},
+        teacher=teacher or {}, **usage(state),
     )  # fmt: skip
+
+
+def usage(state: State) -> dict[str, Any]:
+    """Where a run's time, memory and positions went."""
+    padded = 1 - state.tokens / state.positions if state.positions else None
+    return {"phases": dict(state.phases), "memory": dict(state.memory), "padded": padded}
 
 
 def finish(stage: Stage, job: Job, outcome: Outcome, data_report: dict[str, Any], **more: Any) -> TrainingResult:

@@ -1,6 +1,8 @@
 """A run's parts put together: model, optimizer, checkpoint, log; and what is done with them between steps."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +23,13 @@ from hepta.training.checkpoint import (
     save_checkpoint,
     sweep,
 )  # fmt: skip
+from hepta.training.clock import Clock
 from hepta.training.config import LoopConfig
 from hepta.training.evaluate import bytes_per_token, describe_evaluation, evaluate
 from hepta.training.guard import Guard
+from hepta.training.held_out import write_documents
 from hepta.training.job import Job, State
-from hepta.training.metrics import RunLog, peak_memory_bytes
+from hepta.training.metrics import RunLog, peak_memory_bytes, shares
 from hepta.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 from hepta.training.recompute import recompute_blocks
 from hepta.training.resolve import (
@@ -40,6 +44,7 @@ from hepta.training.resolve import (
 from hepta.training.samples import answer
 from hepta.training.schedule import total_steps
 from hepta.training.step import Batch, StepResult, micro_batches, run_step
+from hepta.training.usage import MEASURED_AT, MemoryMeter
 
 
 class Run:
@@ -65,6 +70,7 @@ class Run:
             restore_optimizer(job.model, self.optimizer, self.checkpoint.optimizer_tensors())
             self.state = State.read(self.checkpoint.state, config.spike)
             say(f"{self.path}: going on from step {self.state.step}")
+        self.clock, self.steps_here = Clock(self.resolved.device), 0  # steps of this process
         self.epoch_line = ""  # of an epoch that has just ended
         unfinished = stage.manifest is None and self.state.step == self.resolved.total_steps
         self.log = RunLog(self.path, self.state.step if self.checkpoint else -1, evaluated=not unfinished)
@@ -122,12 +128,28 @@ class Run:
             times.append(time.perf_counter() - began)
         return sorted(times[1:])[(len(times) - 1) // 2]  # the first one compiles
 
-    def record(self, result: StepResult, rate: float, tokens: int, seconds: float) -> dict[str, Any]:
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around a step: the second one of a process has its memory measured."""
+        self.steps_here += 1
+        if self.steps_here - 1 != MEASURED_AT:
+            yield
+            return
+        meter = MemoryMeter(self.job.model, self.optimizer)
+        self.clock.watch = meter.leave
+        yield
+        self.clock.watch = None
+        self.state.memory = meter.row()
+
+    def record(self, result: StepResult, rate: float, read: dict[str, int], seconds: float) -> dict[str, Any]:
         """Count a step and write its row; close the epoch that it ends."""
         state, config = self.state, self.config
         per_epoch, sequences = self.job.train.sequences_per_epoch, config.sequences_per_step
+        tokens, phases = read["tokens"], self.clock.take(seconds)
+        self.add_phases(phases)
         epoch = state.step * sequences // per_epoch
         state.step, state.tokens, state.seconds = state.step + 1, state.tokens + tokens, state.seconds + seconds
+        state.positions += read["positions"]
         state.val_loss = None
         if result.skipped is None:
             state.epoch_loss += result.loss * result.weight
@@ -138,8 +160,11 @@ class Run:
             "loss": result.loss, **result.parts, "grad_norm": result.grad_norm, "lr": rate,
             "tokens_per_second": tokens / seconds,
             "mfu": flops / seconds / (self.resolved.peak_gflops * 1e9), "memory_bytes": peak_memory_bytes(),
-            "seconds": state.seconds,
+            "seconds": state.seconds, "waste": shares(read), "phases": phases,
+            "data_wait": phases["data"] / seconds,
         }  # fmt: skip
+        if self.steps_here - 1 == MEASURED_AT:
+            row["memory"] = state.memory
         self.log.metrics(row)
         if result.skipped is not None:
             self._note_skip(result.skipped)
@@ -191,8 +216,17 @@ class Run:
                 warn(f"sequences {place} to {end - 1} have no supervised token (from {names})")
             place = end
 
+    def add_phases(self, phases: dict[str, float]) -> None:
+        """Add to the run's seconds by phase."""
+        for name, value in phases.items():
+            self.state.phases[name] = self.state.phases.get(name, 0.0) + value
+
     def evaluate(self, most_tokens: int | None) -> dict[str, Any]:
         """Score the held-out data, answer the sample prompts, write both."""
+        with self.clock.phase("evaluation"):
+            return self._evaluate(most_tokens)
+
+    def _evaluate(self, most_tokens: int | None) -> dict[str, Any]:
         job, row = self.job, {"step": self.state.step}
         with torch.compiler.set_stance("force_eager"):  # a second graph, without gradients, would not pay
             row |= job.evaluate(most_tokens) if job.evaluate else self._language_scores(most_tokens)
@@ -216,6 +250,8 @@ class Run:
             return {}
         micro = self.resolved.micro_batch
         scores = evaluate(job.model, self.objective, job.held_out, self.widths, job.answer_ends, micro, most_tokens)
+        if most_tokens is None:
+            write_documents(self.path, scores)
         return scores.row() if scores.overall.bytes else {}
 
     @cached_property
@@ -243,10 +279,11 @@ class Run:
 
     def save(self) -> Path:
         """Write the checkpoint of this step and drop those no longer needed."""
-        tensors = optimizer_tensors(self.job.model, self.optimizer)
-        step, state = self.state.step, self.state.saved()
-        path = save_checkpoint(self.path, step, lambda place: self.job.save(place, None), tensors, state)
-        prune(self.path, self.config.checkpoint.keep)
+        with self.clock.phase("save"):
+            tensors = optimizer_tensors(self.job.model, self.optimizer)
+            step, state = self.state.step, self.state.saved()
+            path = save_checkpoint(self.path, step, lambda place: self.job.save(place, None), tensors, state)
+            prune(self.path, self.config.checkpoint.keep)
         return path
 
     def publish(self) -> None:

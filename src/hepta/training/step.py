@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hepta.training.clock import Clock
 from hepta.training.guard import Guard
 from hepta.training.optimizer import clip_gradients, gradient_norm, set_learning_rate
 
@@ -62,29 +63,34 @@ def run_step(
     lr: float,
     clip_norm: float,
     guard: Guard,
+    clock: Clock | None = None,
 ) -> StepResult:
     """Accumulate the gradients of all micro-batches, then update once, or not at all.
 
     The sum of losses is divided by the supervised tokens of the *whole* step, which labels tell before the
     first backward pass; so any cut into micro-batches gives the same gradient (trap R1).
     """
+    clock = clock or Clock()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     device = parameters[0].device
     weight = sum(objective.weight(batch) for batch in batches)
     total = torch.zeros((), device=device)
     parts: dict[str, float] = defaultdict(float)
     for batch in batches:
-        part = objective(model, {name: value.to(device) for name, value in batch.items()})
-        (part.total / max(weight, 1)).backward()
+        with clock.phase("forward"):
+            part = objective(model, {name: value.to(device) for name, value in batch.items()})
+        with clock.phase("backward"):
+            (part.total / max(weight, 1)).backward()
         total += part.total.detach()
         for name, value in part.parts.items():
             parts[name] += float(value) / max(weight, 1)
     loss = float(total) / max(weight, 1)
-    norm = gradient_norm(parameters)
-    reason = guard.verdict(loss, float(norm)) if weight else "no token of this step is supervised"
-    if reason is None:  # a branch, never a product with zero: 0 · NaN is NaN (trap R5)
-        clip_gradients(parameters, norm, clip_norm)
-        set_learning_rate(optimizer, lr)
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    with clock.phase("optimizer"):
+        norm = gradient_norm(parameters)
+        reason = guard.verdict(loss, float(norm)) if weight else "no token of this step is supervised"
+        if reason is None:  # a branch, never a product with zero: 0 · NaN is NaN (trap R5)
+            clip_gradients(parameters, norm, clip_norm)
+            set_learning_rate(optimizer, lr)
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return StepResult(loss, weight, float(norm), reason, dict(parts))
