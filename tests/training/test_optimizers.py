@@ -12,11 +12,22 @@ from torch import Tensor
 
 from hepta.config import HeptaError, build, parse_overrides
 from hepta.model.decoder import Decoder
+from hepta.model.families import network_class
+from hepta.model.history import LSTMShape
+from hepta.model.learned import BertShape, GPT2Shape
+from hepta.model.network import Network
 from hepta.planning.memory import Setting, memory
 from hepta.training.adamw8bit import BLOCK, POWERS, AdamW8bit, decode, decoding_table, encode
-from hepta.training.config import TrainingConfig
+from hepta.training.config import PretrainConfig, TrainingConfig
 from hepta.training.job import Job
-from hepta.training.optimizer import make_optimizer, optimizer_tensors, rate_factor, set_learning_rate
+from hepta.training.optimizer import (
+    layer_shares,
+    make_optimizer,
+    optimizer_tensors,
+    rate_factor,
+    set_learning_rate,
+)  # fmt: skip
+from hepta.training.pretrain import refuse_layer_decay
 
 NAMES = ("adamw", "muon", "adafactor", "sgd", "adamw8bit")
 BOUND = 2 ** (1 / 16) - 1  # relative error of a code
@@ -256,3 +267,49 @@ def test_a_rate_is_a_number_above_zero_or_a_word() -> None:
     for word in ("-1", "0", "true_", "nan"):
         with pytest.raises(HeptaError, match="lr: give a number above 0, or auto"):
             build(TrainingConfig, parse_overrides(["output=x", f"lr={word}"]))
+
+
+def shares_of(model: Network) -> dict[str, float]:
+    shares = layer_shares(model, 0.5)
+    return {name: shares[id(parameter)] for name, parameter in model.named_parameters()}
+
+
+def test_layers_learn_slower_the_more_layers_lie_above_them() -> None:
+    """Embeddings and what goes with them lowest, each layer half of the next, final norm and head at the peak."""
+    sizes = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 2}
+    found = shares_of(fresh(tied=False))
+    assert found["model.embed_tokens.weight"] == 0.125
+    assert found["model.norm.weight"] == found["lm_head.weight"] == 1.0
+    assert {share for name, share in found.items() if ".layers.0." in name} == {0.25}
+    assert {share for name, share in found.items() if ".layers.1." in name} == {0.5}
+    assert shares_of(fresh(tied=True))["model.embed_tokens.weight"] == 0.125, "a tied head is the embedding it is"
+    gpt2 = shares_of(network_class(GPT2Shape(**sizes, max_positions=32))(GPT2Shape(**sizes, max_positions=32)))
+    assert (gpt2["transformer.wpe.weight"], gpt2["transformer.ln_f.weight"]) == (0.125, 1.0)
+    bert = shares_of(network_class(BertShape(**sizes, max_positions=32))(BertShape(**sizes, max_positions=32)))
+    assert bert["bert.embeddings.LayerNorm.weight"] == 0.125, "it comes before the first layer"
+    assert bert["cls.predictions.transform.dense.weight"] == 1.0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rates_by_layer_scale_each_step(name: str) -> None:
+    steps = []
+    for decay in (1.0, 0.5):
+        model, begun = fresh(tied=False), fresh(tied=False)
+        optimizer = make_optimizer(model, 0.0, name, decay)
+        set_learning_rate(optimizer, 1e-3)
+        give_gradients(model, 0)
+        optimizer.step()
+        moved = zip(model.named_parameters(), begun.parameters(), strict=True)
+        steps.append({key: (now - then).detach() for (key, now), then in moved})
+    shares = shares_of(fresh(tied=False))
+    for key, whole in steps[0].items():
+        torch.testing.assert_close(steps[1][key], whole * shares[key], rtol=1e-3, atol=2e-7)
+
+
+def test_rates_by_layer_are_refused_where_they_make_no_sense(tmp_path: Path) -> None:
+    shape = LSTMShape(vocab_size=320, hidden_size=32, num_layers=1)
+    with pytest.raises(HeptaError, match="layer_decay: this model has no stack of layers"):
+        layer_shares(network_class(shape)(shape), 0.5)
+    config = build(PretrainConfig, {"output": tmp_path / "run", "data": tmp_path, "layer_decay": 0.5})
+    with pytest.raises(HeptaError, match="layer_decay: nano has fresh weights"):
+        refuse_layer_decay(config, "nano")

@@ -33,6 +33,7 @@ from hepta.training.config import TuneConfig
 from hepta.training.job import Job
 from hepta.training.judge import Judged, TuneResult, already_tuned, finish_tuning, judge
 from hepta.training.loop import train
+from hepta.training.pretrain import refuse_layer_decay
 from hepta.training.resolve import automatic_lr, automatic_tuning_lr
 from hepta.training.splits import Splits, make_splits
 from hepta.training.task_tokenizer import task_tokenizer
@@ -87,6 +88,7 @@ class Work:
 
     def __init__(self, config: TuneConfig, splits: Splits, digests: dict[str, Any]) -> None:
         self.config, self.splits = config, splits
+        refuse_layer_decay(config, config.model)
         fresh = config.model in PRESETS
         if fresh and config.method == "lora":
             raise HeptaError(f"model {config.model!r}: has fresh weights, so nothing to adapt; use method=full")

@@ -50,6 +50,10 @@ class LoopConfig(StageConfig):
     optimizer: Literal["adamw", "muon", "adafactor", "sgd", "adamw8bit"] = identity(
         "adamw", "what gradients do to weights; muon: hidden matrices orthogonally, the rest by adamw"
     )
+    layer_decay: float = identity(
+        1.0, "a layer's rate: the peak times this for each layer above it, embeddings lowest; for tuning a model",
+        gt=0, le=1,
+    )  # fmt: skip
     spike: float = identity(20.0, "skip a step whose gradient norm is this many times the recent median", gt=1)
     precision: Literal["auto", "fp32", "bf16"] = identity(
         "auto", "of the products; weights stay float32. auto: bf16 where it is fast"

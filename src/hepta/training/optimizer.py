@@ -31,20 +31,39 @@ def embedding_ids(model: nn.Module) -> set[int]:
     return {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[Group]:
-    """Two groups of trainable parameters: decayed matrices, and all the rest (trap R11).
+def layer_shares(model: Any, layer_decay: float) -> dict[int, float]:
+    """What share of the rate each parameter gets, by id: ``layer_decay`` to the power of the layers above it.
+
+    Embeddings, and what else comes before the first layer, lie under all layers; norm and head lie above them. A tied
+    head is the embedding that it is.
+    """
+    blocks = model.blocks
+    if not blocks:
+        raise HeptaError("layer_decay: this model has no stack of layers whose rates could differ; leave the key out")
+    places = {id(parameter): place for place, block in enumerate(blocks, 1) for parameter in block.parameters()}
+    embeddings, above, shares = embedding_ids(model), False, {}
+    for parameter in model.parameters():
+        above = above or id(parameter) in places
+        outside = len(blocks) + 1 if above and id(parameter) not in embeddings else 0
+        shares[id(parameter)] = layer_decay ** (len(blocks) + 1 - places.get(id(parameter), outside))
+    return shares
+
+
+def parameter_groups(model: Any, weight_decay: float, layer_decay: float = 1.0) -> list[Group]:
+    """Groups of trainable parameters: decayed matrices, and all the rest (trap R11); for each share of the rate.
 
     Norm weights and biases have one dimension; embeddings are found by their module, so a tied head counts
     as the embedding it is.
     """
     embeddings = embedding_ids(model)
-    decayed: list[Tensor] = []
-    plain: list[Tensor] = []
+    shares = {} if layer_decay == 1.0 else layer_shares(model, layer_decay)
+    groups: dict[tuple[bool, float], Group] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            (decayed if parameter.ndim >= 2 and id(parameter) not in embeddings else plain).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+            decayed, share = parameter.ndim >= 2 and id(parameter) not in embeddings, shares.get(id(parameter), 1.0)
+            group = {"params": [], "weight_decay": weight_decay if decayed else 0.0, "share": share}
+            groups.setdefault((decayed, share), group)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups, reverse=True)]
 
 
 def hidden_matrices(model: nn.Module) -> set[int]:
@@ -89,15 +108,18 @@ def _only(groups: list[Group], ids: set[int], inside: bool) -> list[Group]:
     return [group for group in chosen if group["params"]]
 
 
-def make_optimizer(model: Any, weight_decay: float, name: str = "adamw") -> torch.optim.Optimizer:
+def make_optimizer(
+    model: Any, weight_decay: float, name: str = "adamw", layer_decay: float = 1.0
+) -> torch.optim.Optimizer:
     """An optimizer over ``parameter_groups``; the learning rate is set before every step.
 
     Args:
         model: its trainable parameters are updated.
         weight_decay: share of a matrix taken in a step, in units of AdamW's rate, whatever the optimizer.
         name: the key ``optimizer``.
+        layer_decay: see ``layer_shares``.
     """
-    groups = parameter_groups(model, weight_decay / rate_factor(name, model.config.hidden_size))
+    groups = parameter_groups(model, weight_decay / rate_factor(name, model.config.hidden_size), layer_decay)
     if name == "muon":
         return Muon(groups, hidden_matrices(model))
     if name == "adafactor":
@@ -112,9 +134,9 @@ def make_optimizer(model: Any, weight_decay: float, name: str = "adamw") -> torc
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group this learning rate."""
+    """Give every group its share of this learning rate."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["share"]
 
 
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:

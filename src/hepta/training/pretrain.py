@@ -18,7 +18,7 @@ from hepta.planning.plan import read_shape
 from hepta.stage import claim, withdraw_if_refused
 from hepta.tokenizer.contract import add_mask
 from hepta.tokenizer.load import Tokenizer, check_matches, load_tokenizer
-from hepta.training.config import PretrainConfig, ShardsConfig
+from hepta.training.config import LoopConfig, PretrainConfig, ShardsConfig
 from hepta.training.counting import count
 from hepta.training.job import Job
 from hepta.training.loop import train
@@ -96,6 +96,7 @@ def _masked_tokenizer(config: PretrainConfig, name: str) -> Path:
 
 def _check_shape(config: PretrainConfig, name: str) -> None:
     """Refuse a model that predicts something else or reads shorter texts."""
+    refuse_layer_decay(config, name)
     shape = read_shape(name if name in PRESETS else str(resolve_model(name)))
     kind, length, longest = shape.kind, config.sequence_length, shape.longest
     if kind == "translation":
@@ -104,6 +105,12 @@ def _check_shape(config: PretrainConfig, name: str) -> None:
         raise HeptaError(f"model {name}: is {kind}; pretrain it with --objective {kind}, or choose another model")
     if longest is not None and length > longest:
         raise HeptaError(f"model {name}: reads at most {longest} tokens, sequence_length is {length}; lower it")
+
+
+def refuse_layer_decay(config: LoopConfig, name: str) -> None:
+    """Refuse rates by layer for fresh weights, of which none knows anything worth keeping."""
+    if name in PRESETS and config.layer_decay != 1.0:
+        raise HeptaError(f"layer_decay: {name} has fresh weights, and all layers learn alike; leave the key out")
 
 
 def _check_tokenizer(config: PretrainConfig, name: str, model: Any, tokenizer: Tokenizer) -> None:

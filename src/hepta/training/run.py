@@ -64,7 +64,7 @@ class Run:
         elif self.resolved.compile:
             compile_blocks(job.model)
         self.objective = compile_objective(job.objective) if self.resolved.compile else job.objective
-        self.optimizer = make_optimizer(job.model, config.weight_decay, config.optimizer)
+        self.optimizer = self._make_optimizer()
         if self.checkpoint is not None:
             job.restore(self.checkpoint.path)
             restore_optimizer(job.model, self.optimizer, self.checkpoint.optimizer_tensors())
@@ -86,6 +86,10 @@ class Run:
         most = min(limit for limit in limits if limit) if config.minutes is None else float("inf")
         trained = sum(parameter.numel() for parameter in self.job.model.parameters() if parameter.requires_grad)
         return resolve(config, self.job.model.config, self.job.lr, most, trained)
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        config = self.config
+        return make_optimizer(self.job.model, config.weight_decay, config.optimizer, config.layer_decay)
 
     def settle_steps(self) -> int:
         """Turn the budgets into a number of steps, once; the same budgets later give the same number."""
@@ -117,8 +121,7 @@ class Run:
 
     def _measure(self) -> float:
         """Seconds of one step: a few steps with learning rate 0 and an optimizer thrown away after."""
-        config, guard = self.config, Guard(float("inf"))
-        optimizer = make_optimizer(self.job.model, config.weight_decay, config.optimizer)
+        optimizer, guard = self._make_optimizer(), Guard(float("inf"))
         per_step, micro = self.config.sequences_per_step, self.resolved.micro_batch
         times: list[float] = []
         while len(times) < 3 or (len(times) < 8 and sum(times[1:]) < 5):
