@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hepta.config import HeptaError
-from hepta.planning import machine
+from hepta.planning import machine, probe, products
 from hepta.planning.config import MachineConfig
 
 
@@ -13,6 +13,8 @@ from hepta.planning.config import MachineConfig
 def quick(monkeypatch, tmp_path):
     monkeypatch.setenv("HEPTA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(machine, "PEAK_SECONDS", 0.01)
+    monkeypatch.setattr(products, "PRODUCT_SECONDS", 0.0)
+    monkeypatch.setattr(products, "ROWS", (64, 128))
 
 
 def test_measured_peak_is_taken_once_and_then_read_from_the_cache(monkeypatch):
@@ -62,16 +64,17 @@ def test_an_unknown_dtype_is_the_users_mistake():
 
 
 def test_probe_measures_every_rate_and_recommends_a_precision():
-    report = machine.probe_machine(MachineConfig(threads=1))
+    report = probe.probe_machine(MachineConfig(threads=1))
     assert set(report.gflops) == {"fp32", "bf16", "int8"}
     assert min(report.gflops.values()) > 0
     assert report.memory_gb_per_second is not None
     assert report.memory_gb_per_second > 0
     assert 0 < report.memory_free_gb <= report.memory_gb
     assert report.precision in ("bf16", "fp32")
-    text = machine.show_machine(report)
+    text = probe.show_machine(report)
     assert report.processor in text
     assert "GFLOP/s" in text
+    assert "bf16 weights  gᵀ x" in text
 
 
 @pytest.mark.parametrize(("bf16", "fp32", "expected"), [(800, 170, "bf16"), (170, 170, "fp32"), (100, 170, "fp32")])
@@ -80,7 +83,37 @@ def test_bf16_is_recommended_only_where_it_is_faster(bf16, fp32, expected):
 
 
 def test_without_measuring_the_probe_still_lists_what_is_there():
-    report = machine.probe_machine(MachineConfig(measure=False))
+    report = probe.probe_machine(MachineConfig(measure=False))
     assert report.gflops == {}
     assert report.precision == "fp32"
-    assert "not measured" in machine.show_machine(report)
+    assert "not measured" in probe.show_machine(report)
+
+
+def test_products_of_training_are_kept_for_this_machine_and_only_ever_raised():
+    found = products.measure_products("fp32", threads=1)
+    key = machine.machine_key(1)
+    assert products.cached_products("fp32", key) == found
+    assert products.cached_products("bf16", key) is None
+    assert products.cached_products("fp32", machine.machine_key(7)) is None
+    slower = {f"{key}, fp32 forward 64 rows": 0.0}
+    assert machine.keep_rate(slower) == {f"{key}, fp32 forward 64 rows": found["forward"][64]}
+
+
+def test_rates_between_measured_rows_lie_between_and_beyond_them_are_flat():
+    rates = {100: 200.0, 1600: 800.0}
+    assert [products.rate_at(rates, rows) for rows in (10, 100, 400, 1600, 9999)] == pytest.approx(
+        [200, 200, 400, 800, 800]
+    )
+
+
+@pytest.mark.parametrize("kind", list(products.KINDS))
+def test_each_product_is_counted_as_two_flops_a_multiply_add(kind, monkeypatch):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    told = []
+    monkeypatch.setattr(products, "best_rate", lambda work, amount, seconds: told.append((work, amount)) or 1.0)
+    products._measure("fp32", kind, 64)
+    work, amount = told[0]
+    with FlopCounterMode(display=False) as counter:
+        work()
+    assert counter.get_total_flops() == pytest.approx(amount * 1e9)

@@ -25,6 +25,6 @@ def machine(
 
     Example: hepta doctor machine
     """
-    from hepta.planning.machine import show_machine
+    from hepta.planning.probe import show_machine
 
     execute("doctor machine", {"threads": threads}, overrides, None, dry_run, as_json, show_machine)

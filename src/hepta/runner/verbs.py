@@ -57,7 +57,7 @@ VERBS: dict[str, Verb] = {
     "chat": Verb("hepta.generation.config:ChatConfig", "hepta.generation.chat:chat"),
     "plan": Verb("hepta.planning.config:PlanConfig", "hepta.planning.plan:plan"),
     "compress quantize": Verb("hepta.compression.config:QuantizeConfig", "hepta.compression.quantize:quantize"),
-    "doctor machine": Verb("hepta.planning.config:MachineConfig", "hepta.planning.machine:probe_machine"),
+    "doctor machine": Verb("hepta.planning.config:MachineConfig", "hepta.planning.probe:probe_machine"),
     "explain attention": Verb(
         "hepta.explanation.config:AttentionConfig", "hepta.explanation.attention:explain_attention"
     ),
