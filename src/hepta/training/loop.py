@@ -74,6 +74,7 @@ def _take_steps(run: Run, total: int, stop: Stop) -> None:
     per_step, micro = config.sequences_per_step, run.resolved.micro_batch
     if run.exhausted:  # it was stopped after that was seen
         total = state.step
+    run.forecast.tell(run.log, state.step, total, run.tokens_per_step, run.resolved.step_seconds)
     stream = run.clock.waiting(stream_steps(job.train, state.step, total, per_step, micro, config.workers))
     began = time.perf_counter()
     for batches in stream:
@@ -86,6 +87,7 @@ def _take_steps(run: Run, total: int, stop: Stop) -> None:
             )
         tokens = job.train.count_tokens(state.step * per_step, batches)
         row = run.record(result, rate, waste(tokens, batches), time.perf_counter() - began)
+        run.forecast.check(run.log, state.step, total, state.seconds)
         bar.advance(1, f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tok/s  MFU {row['mfu']:.0%}")
         if state.guard.hopeless:
             skips = f"{state.guard.in_a_row} steps in a row had to be skipped ({result.skipped})"

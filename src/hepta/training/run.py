@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hepta.console import say, warn
-from hepta.planning.cost import TRAINING_FACTOR, flops_per_token
+from hepta.planning.cost import step_flops
 from hepta.stage import Stage, atomic_directory
 from hepta.training.accelerate import compile_blocks, compile_objective
 from hepta.training.checkpoint import (
@@ -26,6 +26,7 @@ from hepta.training.checkpoint import (
 from hepta.training.clock import Clock
 from hepta.training.config import LoopConfig
 from hepta.training.evaluate import bytes_per_token, describe_evaluation, evaluate
+from hepta.training.forecast import Forecast
 from hepta.training.guard import Guard
 from hepta.training.held_out import write_documents
 from hepta.training.job import Job, State
@@ -71,6 +72,8 @@ class Run:
             self.state = State.read(self.checkpoint.state, config.spike)
             say(f"{self.path}: going on from step {self.state.step}")
         self.clock, self.steps_here = Clock(self.resolved.device), 0  # steps of this process
+        restored = sum(t.nbytes for t in optimizer_tensors(job.model, self.optimizer).values())
+        self.forecast = Forecast(config, job, self.resolved, restored)
         self.epoch_line = ""  # of an epoch that has just ended
         unfinished = stage.manifest is None and self.state.step == self.resolved.total_steps
         self.log = RunLog(self.path, self.state.step if self.checkpoint else -1, evaluated=not unfinished)
@@ -105,10 +108,8 @@ class Run:
                 1, int((config.minutes * 60 - spent) * 0.95 / seconds)
             )  # the rest: evaluations and saves
         per_step = config.sequences_per_step
-        some = [micro_batches(self.job.train, step, per_step, self.resolved.micro_batch) for step in range(4)]
-        filled = sum(self.job.train.count_tokens(step * per_step, part) for step, part in enumerate(some)) / len(some)
         limits = (config.max_steps, config.tokens, config.epochs, affordable)
-        total = total_steps(filled, per_step, self.job.train.sequences_per_epoch, *limits)
+        total = total_steps(self.tokens_per_step, per_step, self.job.train.sequences_per_epoch, *limits)
         if total < self.state.step:
             warn(f"the budget is {total} steps and {self.state.step} are done: nothing to add")
         total = max(total, self.state.step)
@@ -118,6 +119,21 @@ class Run:
         start = {"total_steps": total, "sequences_per_step": per_step, "data": self.job.train.digest}
         self.log.event({"step": self.state.step, "event": "start", **start})
         return total
+
+    @cached_property
+    def flops_per_token(self) -> float:
+        """Useful FLOPs of one token of a step: nothing for gradients that frozen weights do not get (trap R13)."""
+        parameters = list(self.job.model.parameters())
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        frozen = not all(p.requires_grad for p in parameters)
+        return step_flops(self.job.model.config, self.config.sequence_length, trained if frozen else None)
+
+    @cached_property
+    def tokens_per_step(self) -> float:
+        """Real tokens of a step: the mean of the first four."""
+        per_step, order = self.config.sequences_per_step, self.job.train
+        some = [micro_batches(order, step, per_step, self.resolved.micro_batch) for step in range(4)]
+        return sum(order.count_tokens(step * per_step, part) for step, part in enumerate(some)) / len(some)
 
     def _measure(self) -> float:
         """Seconds of one step: a few steps with learning rate 0 and an optimizer thrown away after."""
@@ -157,7 +173,7 @@ class Run:
         if result.skipped is None:
             state.epoch_loss += result.loss * result.weight
             state.epoch_weight += result.weight
-        flops = TRAINING_FACTOR * flops_per_token(self.job.model.config, config.sequence_length) * tokens
+        flops = self.flops_per_token * tokens
         row = {
             "step": state.step, "epoch": state.step * sequences / per_epoch, "tokens_seen": state.tokens,
             "loss": result.loss, **result.parts, "grad_norm": result.grad_norm, "lr": rate,
