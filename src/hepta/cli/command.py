@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hepta.config import Config, HeptaError, load_config
+from hepta.cli.dry_run import print_dry_run
+from hepta.config import HeptaError, load_config
 from hepta.console import say
 from hepta.runner.verbs import VERBS
 
@@ -55,22 +56,6 @@ def execute(
     text = to_json(result) if as_json else show(result)
     if text:  # a conversation has printed its answers already
         print(text, flush=True)
-
-
-def print_dry_run(config: Config, as_json: bool) -> None:
-    """Say what a verb would do: its resolved keys, what it reads, what it writes."""
-    values = config.model_dump(mode="json")
-    reads = {key: values[key] for key in config.fields_of_kind("input")}
-    if as_json:
-        print(json.dumps({"config": values, "reads": reads, "writes": values.get("output")}, ensure_ascii=False))
-        return
-    for key, value in values.items():
-        print(f"{key}: {json.dumps(value, ensure_ascii=False)}")
-    for key, value in reads.items():
-        if value is not None:
-            say(f"would read {key}: {value}")
-    if "output" in values:
-        say(f"would write: {values['output']}")
 
 
 def to_json(result: Any) -> str:

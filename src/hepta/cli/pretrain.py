@@ -18,6 +18,7 @@ def pretrain(
     objective: Annotated[str | None, typer.Option(help="causal (next token) or masked (BERT)")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw, muon, adafactor, sgd or adamw8bit")] = None,
     output: Annotated[Path | None, typer.Option(help="run directory")] = None,
+    nproc: Annotated[int | None, typer.Option(help="processes on this machine that train together")] = None,
     config: ConfigFile = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -30,5 +31,5 @@ def pretrain(
     hepta pretrain --data out/tokens --objective masked --output out/bert minutes=5
     """
     options = {"data": data, "model": model, "objective": objective, "output": output, "fresh": fresh}
-    options["optimizer"] = optimizer
+    options |= {"optimizer": optimizer, "nproc": nproc}
     execute("pretrain", options, overrides, config, dry_run, as_json)

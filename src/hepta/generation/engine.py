@@ -260,7 +260,8 @@ def evaluating(model: Network) -> Iterator[None]:
         model.eval()
     model.compute_dtype = None
     try:
-        with torch.inference_mode():
+        sharded = hasattr(model, "unshard")  # whose buffers, made in inference mode, could not be used in training
+        with torch.no_grad() if sharded else torch.inference_mode():
             yield
     finally:
         if training:

@@ -172,10 +172,10 @@ def save_adapter(
         target.mkdir(parents=True, exist_ok=True)
     first = next(iter(layers.values()))
     tensors = {
-        f"{PREFIX}{name}.weight": parameter.detach().cpu().contiguous()
+        f"{PREFIX}{name}.weight": parameter.detach()
         for name, parameter in adapter_parameters(model).items()
     }
-    tensors |= {PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in (head or {}).items()}
+    tensors |= {PREFIX + name: tensor.detach() for name, tensor in (head or {}).items()}
     write_safetensors(tensors, target / ADAPTER_WEIGHTS)
     copy_tokenizer(base, target)
     template = read_specials(base).contract() if (base / "tokenizer.json").is_file() else {}

@@ -4,14 +4,13 @@ Weights are safetensors only: what could run code when read is neither read nor 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hepta.catalog.models import model_names, model_path
@@ -23,6 +22,7 @@ from hepta.model.network import Network
 from hepta.model.quantized import settle, swap_layers
 from hepta.model.scheme import KEY, read_scheme
 from hepta.model.shape import Shape
+from hepta.model.whole import follows, stream_safetensors, take_part
 from hepta.stage import disk_errors, fsync_directory, read_json, write_json
 from hepta.tokenizer.contract import copy_tokenizer, read_specials
 
@@ -262,19 +262,17 @@ def _replacing(file: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_safetensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write one safetensors file whole or not at all.
+def write_safetensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write one safetensors file whole or not at all; of several processes the first does, the others only help.
 
     Raises:
         MachineError: the disk is full or read-only.
     """
+    if follows():
+        take_part(tensors)
+        return
     with _replacing(file) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"format": "pt"})
-        except SafetensorError as error:  # it reports a full disk as its own kind of error
-            if "os error 28" in str(error).lower() or "no space" in str(error).lower():
-                raise OSError(28, "No space left on device", str(file)) from None
-            raise
+        stream_safetensors(tensors, temporary)
 
 
 def save_weights(tensors: dict[str, Tensor], directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
@@ -347,7 +345,7 @@ def save_model(
     for name, parameter in model.named_parameters():
         stored_name, tensor = model.to_disk(name, parameter.detach())
         kept = dtype or parameter.dtype if parameter.is_floating_point() else parameter.dtype
-        tensors[stored_name] = tensor.to("cpu", kept).contiguous()
+        tensors[stored_name] = tensor.to(kept)  # made whole, one at a time, as they are written
     saved = dtype or model.output_weight.dtype
     save_weights(tensors, target, shard_bytes)
     write_json(target / "config.json", to_hf(config, str(saved).removeprefix("torch.")))

@@ -14,7 +14,10 @@ from hepta.objectives.distill import Distill
 def compile_blocks(model: Any) -> None:
     """Compile each block: all have the same shapes, so they share one compiled graph."""
     for block in model.blocks:
-        block.compile(dynamic=False)
+        if hasattr(block, "unshard"):  # what gathers its weights stays outside the graph
+            block.forward = torch.compile(block.forward, dynamic=False)
+        else:
+            block.compile(dynamic=False)
 
 
 def compile_objective(objective: Any) -> Any:

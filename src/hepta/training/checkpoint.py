@@ -20,6 +20,7 @@ from torch import Tensor
 from hepta.config import HeptaError, MachineError
 from hepta.console import warn
 from hepta.model.load import write_safetensors
+from hepta.model.whole import whole
 from hepta.stage import FORMAT, MANIFEST, atomic_directory, read_json, sha256_file, write_json
 
 STATE = "state.json"
@@ -44,7 +45,7 @@ def weights_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """Hex sha256 over tensors in order of name: name, dtype, shape, bytes of each."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
-        value = tensor.detach().to("cpu").contiguous()
+        value = whole(tensor.detach()).to("cpu").contiguous()
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
         digest.update(value.view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -75,10 +76,7 @@ def save_checkpoint(
         with atomic_directory(target) as directory:
             save_weights(directory)
             if optimizer:
-                write_safetensors(
-                    {name: tensor.detach().to("cpu").contiguous() for name, tensor in optimizer.items()},
-                    directory / OPTIMIZER,
-                )
+                write_safetensors(optimizer, directory / OPTIMIZER)
             write_json(directory / STATE, {"format": FORMAT, "step": step, **state})
             files = sorted(f for f in directory.rglob("*") if f.is_file())
             seal = {str(f.relative_to(directory)): sha256_file(f) for f in files}
@@ -88,9 +86,7 @@ def save_checkpoint(
             f"checkpoint of step {step}: {error}; older checkpoints are kept, the same command goes on from them"
         ) from None
     except Exception as error:
-        if getattr(error, "errno", None) == errno.EFBIG or "os error 27" in str(
-            error
-        ):  # a quota or ulimit is a full disk too
+        if getattr(error, "errno", None) == errno.EFBIG:  # a quota or ulimit is a full disk too
             raise MachineError(
                 f"{target}: cannot be written: file too large for this disk or limit; older checkpoints are kept"
             ) from None

@@ -107,6 +107,13 @@ class TrainingConfig(LoopConfig):
         return self.batch_tokens // self.sequence_length
 
 
+class ProcessKeys(Config):
+    """Of the verbs whose work several processes may share."""
+
+    nproc: int = operational(1, "processes on this machine that train together; each keeps a part of the model", ge=1)
+    tensor_parallel: int = operational(1, "processes that split each layer's matrices, a divisor of nproc", ge=1)
+
+
 class ShardsConfig(TrainingConfig):
     """What the verbs share that learn from token shards."""
 
@@ -114,7 +121,7 @@ class ShardsConfig(TrainingConfig):
     document_mask: bool = identity(True, "tokens see their own document only")
 
 
-class PretrainConfig(ShardsConfig):
+class PretrainConfig(ShardsConfig, ProcessKeys):
     """Train a language model from token shards."""
 
     objective: Literal["causal", "masked"] = identity(
@@ -130,7 +137,7 @@ def _one_is_a_list(value: Any) -> Any:
     return [value] if isinstance(value, str | Path) else value
 
 
-class SftConfig(TrainingConfig):
+class SftConfig(TrainingConfig, ProcessKeys):
     """Teach a language model to answer, from conversations."""
 
     model: str = input_path(doc="model directory or run to start from")

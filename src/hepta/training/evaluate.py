@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hepta.objectives.causal import IGNORE, Causal
+from hepta.training.world import ALONE, World
 
 
 @dataclass
@@ -73,6 +74,21 @@ class Scores:
             result.add(totals)
         return result
 
+    def over(self, world: World) -> "Scores":
+        """The sums over all processes."""
+        if world.size == 1:
+            return self
+        documents: dict[Any, Totals] = defaultdict(Totals)
+        whole = Scores(by_document=None if self.by_document is None else documents)
+        tables = [list(table.items()) for table in (self.by_language, self.by_source, self.by_document or {})]
+        for languages, sources, names in world.gather([[(key, vars(sums)) for key, sums in t] for t in tables]):
+            for table, rows in ((whole.by_language, languages), (whole.by_source, sources)):
+                for key, sums in rows:
+                    table[key].add(Totals(**sums))
+            for key, sums in names:
+                documents[tuple(key)].add(Totals(**sums))
+        return whole
+
     def row(self) -> dict[str, Any]:
         """The evaluation row: ``val_loss, val_bpb, val_accuracy`` and, where answers end, ``p_stop``."""
         whole = self.overall
@@ -128,8 +144,12 @@ def evaluate(
     stop_ids: Sequence[int],
     micro: int,
     most_tokens: int | None = None,
+    world: World = ALONE,
 ) -> Scores:
     """Score held-out sequences; memory does not grow with their number, but for six sums a document where all are read.
+
+    Several processes take batches in turn and add their totals: each forward pass of a sharded model needs all of
+    them, so those that are left without a batch at the end score the last one again, for nothing.
 
     P(stop) is the probability of the stop token at the position of the last answer token, that is, where
     the label is the stop token that ends an assistant's turn.
@@ -142,6 +162,7 @@ def evaluate(
         stop_ids: ids that end a turn.
         micro: sequences per forward pass.
         most_tokens: read about this many tokens at most; None reads all.
+        world: the processes that share the work.
     """
     scores, count, training = Scores(), order.sequences_per_epoch, model.training
     if most_tokens is None:
@@ -149,16 +170,18 @@ def evaluate(
     model.eval()
     stops = torch.tensor(list(stop_ids))
     device = next(model.parameters()).device
-    seen = start = 0
-    while start < count and (most_tokens is None or seen < most_tokens):
+    starts = range(0, count, micro)
+    if most_tokens is not None:
+        starts = starts[: math.ceil(most_tokens / (micro * order.batch(0, 1)["labels"].size))]
+    for turn in range(world.reader, len(starts) + world.reader, world.readers):
+        start = starts[min(turn, len(starts) - 1)]
         size = min(micro, count - start)
         batch = {name: torch.from_numpy(np.asarray(value)) for name, value in order.batch(start, size).items()}
         result = objective.scores(model, {name: value.to(device) for name, value in batch.items()})
-        _add_batch(scores, result.losses.cpu(), result.correct.cpu(), batch, order, start, widths, stops)
-        seen += batch["labels"].numel()
-        start += size
+        if turn < len(starts):
+            _add_batch(scores, result.losses.cpu(), result.correct.cpu(), batch, order, start, widths, stops)
     model.train(training)
-    return scores
+    return scores.over(world)
 
 
 def describe_evaluation(row: dict[str, Any], vocabulary: int) -> str:

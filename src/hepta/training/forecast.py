@@ -35,7 +35,7 @@ class Forecast:
     def __init__(self, config: LoopConfig, job: Job, resolved: Resolved, restored: int) -> None:
         """``restored``: bytes of optimizer state that a checkpoint has put back already."""
         self.config, self.resolved, self.shape = config, resolved, job.model.config
-        self.possible = job.verb in VERBS and resolved.device == "cpu"
+        self.possible = job.verb in VERBS and resolved.device == "cpu" and resolved.processes == 1
         self.method = getattr(config, "method", "full")
         wide = (p for p in job.model.parameters() if not p.requires_grad and p.dtype != resolved.compute_dtype)
         self.frozen = sum(2.0 * p.numel() for p in wide) if resolved.compute_dtype else 0.0  # bytes of their copies

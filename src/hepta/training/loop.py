@@ -14,7 +14,7 @@ from hepta.stage import Stage, digest_json, go_on_hint
 from hepta.training.checkpoint import weights_digest
 from hepta.training.config import LoopConfig
 from hepta.training.job import Job, Outcome
-from hepta.training.metrics import METRICS, read_rows, waste
+from hepta.training.metrics import METRICS, read_rows
 from hepta.training.run import Run
 from hepta.training.schedule import learning_rate
 from hepta.training.step import run_step, stream_steps
@@ -24,9 +24,10 @@ SAVE_SECONDS = 120.0  # between checkpoints when checkpoint.every is not given
 LAST_STEPS = 20  # whose mean loss is the run's training loss
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Seed of a step's dropout: a function of (seed, step), so there is no generator state to save."""
-    return int(digest_json([seed, step])[:15], 16)
+def step_seed(seed: int, step: int, reader: int = 0) -> int:
+    """Seed of a step's dropout: a function of (seed, step), so there is no generator state to save; processes that
+    read other sequences drop other values."""
+    return int(digest_json([seed, step, reader] if reader else [seed, step])[:15], 16)
 
 
 def train(config: LoopConfig, stage: Stage, job: Job) -> Outcome:
@@ -75,18 +76,18 @@ def _take_steps(run: Run, total: int, stop: Stop) -> None:
     if run.exhausted:  # it was stopped after that was seen
         total = state.step
     run.forecast.tell(run.log, state.step, total, run.tokens_per_step, run.resolved.step_seconds)
-    stream = run.clock.waiting(stream_steps(job.train, state.step, total, per_step, micro, config.workers))
+    stream = run.clock.waiting(stream_steps(job.train, state.step, total, per_step, micro, config.workers, run.world))
     began = time.perf_counter()
     for batches in stream:
         run.warn_masked(batches)
-        torch.manual_seed(step_seed(config.seed, state.step))
+        torch.manual_seed(step_seed(config.seed, state.step, run.world.reader))
         rate = learning_rate(state.step, total, run.resolved.lr, config.schedule, config.warmup, config.decay)
         with run.watched():
             result = run_step(
-                job.model, run.optimizer, run.objective, batches, rate, config.clip_norm, state.guard, run.clock
-            )
-        tokens = job.train.count_tokens(state.step * per_step, batches)
-        row = run.record(result, rate, waste(tokens, batches), time.perf_counter() - began)
+                job.model, run.optimizer, run.objective, batches, rate, config.clip_norm, state.guard, run.clock,
+                run.world,
+            )  # fmt: skip
+        row = run.record(result, rate, run.count(batches), time.perf_counter() - began)
         run.forecast.check(run.log, state.step, total, state.seconds)
         bar.advance(1, f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tok/s  MFU {row['mfu']:.0%}")
         if state.guard.hopeless:
@@ -98,6 +99,7 @@ def _take_steps(run: Run, total: int, stop: Stop) -> None:
         every = config.checkpoint.every
         due = state.step % every == 0 if every else time.monotonic() - saved_at > SAVE_SECONDS
         improved = patient and state.val_loss is not None and state.since_best == 0
+        due, stop.asked = run.world.any(due, stop.asked)
         if due or improved or run.exhausted or stop.asked or state.step == total:
             run.save()
             saved_at = time.monotonic()

@@ -12,6 +12,7 @@ from hepta.generation.fill import fill_masks
 from hepta.training.evaluate import bytes_per_token, evaluate
 from hepta.training.job import Job
 from hepta.training.samples import Prompt
+from hepta.training.world import world
 
 MICRO = 32  # sequences of one evaluating pass
 
@@ -29,7 +30,7 @@ def mask(job: Job, seed: int, texts: Sequence[str]) -> None:
     def scores(most_tokens: int | None) -> dict[str, Any]:
         if job.held_out is None:
             return {}
-        found = evaluate(job.model, job.objective, job.held_out, widths, (), MICRO, most_tokens)
+        found = evaluate(job.model, job.objective, job.held_out, widths, (), MICRO, most_tokens, world())
         row = found.row()
         del row["val_bpb"]
         accuracy = {lang: totals.accuracy for lang, totals in sorted(found.by_language.items())}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hepta.config import HeptaError
+from hepta.model.whole import by_mesh, placed_like, whole
 from hepta.training.adamw8bit import AdamW8bit
 
 BETAS, EPSILON = (0.9, 0.95), 1e-8
@@ -63,7 +64,8 @@ def parameter_groups(model: Any, weight_decay: float, layer_decay: float = 1.0) 
             decayed, share = parameter.ndim >= 2 and id(parameter) not in embeddings, shares.get(id(parameter), 1.0)
             group = {"params": [], "weight_decay": weight_decay if decayed else 0.0, "share": share}
             groups.setdefault((decayed, share), group)["params"].append(parameter)
-    return [groups[key] for key in sorted(groups, reverse=True)]
+    ordered = [groups[key] for key in sorted(groups, reverse=True)]
+    return [{**group, "params": some} for group in ordered for some in by_mesh(group["params"])]
 
 
 def hidden_matrices(model: nn.Module) -> set[int]:
@@ -142,12 +144,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     """Euclidean norm over all gradients (float32 scalar); 0 where there are none."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+    norms = [whole(torch.nn.utils.get_total_norm(some)) for some in by_mesh(gradients)]
+    return norms[0] if len(norms) == 1 else torch.stack(norms or [torch.zeros(())]).norm()
 
 
 def clip_gradients(parameters: Iterable[Tensor], norm: Tensor, limit: float) -> None:
     """Scale all gradients so that their norm is at most ``limit``."""
-    torch.nn.utils.clip_grads_with_norm_(list(parameters), limit, norm)
+    for some in by_mesh(parameters):
+        torch.nn.utils.clip_grads_with_norm_(some, limit, norm)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -164,5 +168,5 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
     parameters = dict(model.named_parameters())
     for full, value in tensors.items():
         name, _, key = full.rpartition(".")
-        place = parameters[name].device if key != "step" else torch.device("cpu")
-        optimizer.state[parameters[name]][key] = value.to(place)
+        kept = placed_like(parameters[name], value) if key != "step" else value
+        optimizer.state[parameters[name]][key] = kept

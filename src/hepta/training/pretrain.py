@@ -13,9 +13,10 @@ from hepta.model.families import PRESETS
 from hepta.model.history import NGRAM_PRESETS
 from hepta.model.load import build_model, read_hepta_json, read_tensors, resolve_model, save_model
 from hepta.model.network import Network
+from hepta.model.whole import fill
 from hepta.objectives.causal import Causal
 from hepta.planning.plan import read_shape
-from hepta.stage import claim, withdraw_if_refused
+from hepta.stage import withdraw_if_refused
 from hepta.tokenizer.contract import add_mask
 from hepta.tokenizer.load import Tokenizer, check_matches, load_tokenizer
 from hepta.training.config import LoopConfig, PretrainConfig, ShardsConfig
@@ -23,9 +24,12 @@ from hepta.training.counting import count
 from hepta.training.job import Job
 from hepta.training.loop import train
 from hepta.training.masked import mask
+from hepta.training.processes import in_processes
 from hepta.training.resolve import automatic_lr
 from hepta.training.result import TrainingResult, already_done, finish
 from hepta.training.samples import completion_prompts
+from hepta.training.together import claim_together
+from hepta.training.world import world
 
 VERSION = 1
 
@@ -37,9 +41,10 @@ def restore_weights(model: Network, directory: Path) -> None:
         for stored_name, stored in read_tensors(directory):
             found = model.from_disk(stored_name, stored)
             if found is not None:
-                parameters[found[0]].copy_(found[1])
+                fill(parameters[found[0]], found[1])
 
 
+@in_processes
 def pretrain(config: PretrainConfig) -> TrainingResult:
     """Train a language model from token shards; the same call goes on after a stop.
 
@@ -50,7 +55,7 @@ def pretrain(config: PretrainConfig) -> TrainingResult:
     manifest = read_tokens_manifest(config.data)
     if config.model in NGRAM_PRESETS:
         return count(config, manifest, VERSION)
-    stage = claim(config, "pretrain", VERSION)
+    stage = claim_together(config, "pretrain", VERSION)
     if stage.state == "done":
         return already_done(stage, config)
     with withdraw_if_refused(stage):
@@ -90,7 +95,7 @@ def _masked_tokenizer(config: PretrainConfig, name: str) -> Path:
     if name not in PRESETS:
         return resolve_model(name)
     target = config.output / "tokenizer"
-    add_mask(config.data / "tokenizer", target)
+    world().lead(lambda: add_mask(config.data / "tokenizer", target))
     return target
 
 

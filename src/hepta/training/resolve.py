@@ -21,6 +21,7 @@ from hepta.stage import write_atomic, write_json
 from hepta.training.config import LoopConfig
 from hepta.training.optimizer import rate_factor
 from hepta.training.recompute import pick_recompute
+from hepta.training.world import world
 
 MICRO_TOKENS = 8192  # most tokens of one forward pass when nothing is said
 MICRO_BYTES = 1.5 * 2**30  # most memory of its activations
@@ -43,6 +44,7 @@ class Resolved:
     processor: str
     torch_version: str
     recompute: str = "none"
+    processes: int = 1
     total_steps: int = 0
     step_seconds: float | None = None  # measured when ``minutes`` is a budget
     budget: dict[str, Any] = field(default_factory=dict)
@@ -69,11 +71,12 @@ def automatic_tuning_lr(config: Shape) -> float:
 def _pick_micro_batch(config: LoopConfig, shape: Shape, precision: str) -> int:
     if config.micro_batch:
         return min(config.micro_batch, config.sequences_per_step)
+    sequences = config.sequences_per_step // world().readers
     length, best, again = config.sequence_length, 1, config.recompute == "block"
     for n in range(1, MICRO_TOKENS // length + 1):
         setting = Setting(length, n, recompute=again, precision=precision, cpu=True)
         fits = activation_bytes(shape, setting) <= MICRO_BYTES
-        if fits and config.sequences_per_step % n == 0:  # equal parts compile once
+        if fits and sequences % n == 0:  # equal parts compile once
             best = n
     return best
 
@@ -130,7 +133,7 @@ def resolve(config: LoopConfig, shape: Shape, lr: float, tokens: float, trained:
     return Resolved(
         precision=precision, device=device, threads=threads, compile=compiled, micro_batch=micro, recompute=recompute,
         lr=lr * rate_factor(config.optimizer, shape.hidden_size) if config.lr == "auto" else config.lr,
-        peak_gflops=peak,
+        peak_gflops=peak, processes=world().size,
         processor=processor_name(), torch_version=str(torch.__version__),
     )  # fmt: skip
 
@@ -163,15 +166,17 @@ def carry_over(config: LoopConfig, old: Resolved) -> Resolved:
     What makes the rest of the run differ in its last bits is said, with the reason.
     """
     new = replace(old, device=_pick_device(config.device) if config.device != "auto" else old.device)
-    if config.threads is not None:
-        new = replace(new, threads=config.threads)
+    new = replace(new, processes=world().size)
+    if config.threads is not None or new.processes != old.processes:
+        new = replace(new, threads=config.threads or torch.get_num_threads())
     if config.compile != "auto":
         new = replace(new, compile=config.compile)
     if config.micro_batch is not None:
         new = replace(new, micro_batch=config.micro_batch)
     if config.recompute != "auto":
         new = replace(new, recompute=config.recompute)
-    changed = [key for key in ("device", "threads", "compile", "micro_batch") if getattr(new, key) != getattr(old, key)]
+    keys = ("device", "threads", "compile", "micro_batch", "processes")
+    changed = [key for key in keys if getattr(new, key) != getattr(old, key)]
     here = {"processor": processor_name(), "torch_version": str(torch.__version__)}
     changed += [key for key, value in here.items() if getattr(old, key) != value]
     if changed:

@@ -10,6 +10,7 @@ from hepta.console import duration, say
 from hepta.stage import Stage, digest_json
 from hepta.training.job import Job, Outcome, State
 from hepta.training.metrics import METRICS, peak_memory_bytes, read_rows
+from hepta.training.world import world
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,8 @@ def finish(stage: Stage, job: Job, outcome: Outcome, data_report: dict[str, Any]
     """Seal the run with its facts and give them back; ``more`` as in ``result_of``."""
     result = result_of(stage, job, outcome, data_report, **more)
     facts = {key: value for key, value in asdict(result).items() if key not in ("output", "model")}
-    stage.finish(digest_json([result.weights_sha256, job.tokenizer.sha256]), facts)
+    if world().main:
+        stage.finish(digest_json([result.weights_sha256, job.tokenizer.sha256]), facts)
     return result
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from hepta.training.accelerate import compile_blocks, compile_objective
 from hepta.training.checkpoint import (
     Checkpoint,
     best_checkpoint,
+    checkpoint_path,
     latest_checkpoint,
     prune,
     publish,
     save_checkpoint,
-    sweep,
 )  # fmt: skip
 from hepta.training.clock import Clock
 from hepta.training.config import LoopConfig
@@ -30,7 +30,7 @@ from hepta.training.forecast import Forecast
 from hepta.training.guard import Guard
 from hepta.training.held_out import write_documents
 from hepta.training.job import Job, State
-from hepta.training.metrics import RunLog, peak_memory_bytes, shares
+from hepta.training.metrics import RunLog, peak_memory_bytes, shares, waste
 from hepta.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 from hepta.training.recompute import recompute_blocks
 from hepta.training.resolve import (
@@ -44,8 +44,11 @@ from hepta.training.resolve import (
 )  # fmt: skip
 from hepta.training.samples import answer
 from hepta.training.schedule import total_steps
+from hepta.training.sharding import shard
 from hepta.training.step import Batch, StepResult, micro_batches, run_step
+from hepta.training.together import agreed_checkpoint, begin, follow_save, open_log
 from hepta.training.usage import MEASURED_AT, MemoryMeter
+from hepta.training.world import world
 
 
 class Run:
@@ -53,12 +56,13 @@ class Run:
 
     def __init__(self, config: LoopConfig, stage: Stage, job: Job) -> None:
         self.config, self.stage, self.job, self.path = config, stage, job, config.output
-        sweep(self.path)
-        self.checkpoint: Checkpoint | None = latest_checkpoint(self.path)
+        self.world = world()
+        begin(self.world, config)
+        self.checkpoint: Checkpoint | None = agreed_checkpoint(self.world, self.path)
         self.state = State(Guard(config.spike))
-        self.resolved = self._resolve()
+        self.resolved = Resolved(**self.world.lead(lambda: asdict(self._resolve())))
         prepare_machine(self.resolved)
-        job.model.to(self.resolved.device)
+        shard(job.model, self.world, self.resolved.device)
         job.model.compute_dtype = self.resolved.compute_dtype
         if self.resolved.recompute != "none":
             recompute_blocks(job.model, self.resolved.recompute, self.resolved.compile)
@@ -76,7 +80,7 @@ class Run:
         self.forecast = Forecast(config, job, self.resolved, restored)
         self.epoch_line = ""  # of an epoch that has just ended
         unfinished = stage.manifest is None and self.state.step == self.resolved.total_steps
-        self.log = RunLog(self.path, self.state.step if self.checkpoint else -1, evaluated=not unfinished)
+        self.log: RunLog = open_log(self.world, self.path, self.state.step if self.checkpoint else -1, not unfinished)
 
     def _resolve(self) -> Resolved:
         old = read_resolved(self.path)
@@ -107,6 +111,7 @@ class Run:
             affordable = max(
                 1, int((config.minutes * 60 - spent) * 0.95 / seconds)
             )  # the rest: evaluations and saves
+            affordable = self.world.lead(lambda: affordable)
         per_step = config.sequences_per_step
         limits = (config.max_steps, config.tokens, config.epochs, affordable)
         total = total_steps(self.tokens_per_step, per_step, self.job.train.sequences_per_epoch, *limits)
@@ -114,8 +119,9 @@ class Run:
             warn(f"the budget is {total} steps and {self.state.step} are done: nothing to add")
         total = max(total, self.state.step)
         self.resolved = replace(self.resolved, total_steps=total, step_seconds=seconds, budget=budget)
-        write_resolved(self.path, self.job.verb, config, self.resolved)
-        write_environment(self.path)
+        if self.world.main:
+            write_resolved(self.path, self.job.verb, config, self.resolved)
+            write_environment(self.path)
         start = {"total_steps": total, "sequences_per_step": per_step, "data": self.job.train.digest}
         self.log.event({"step": self.state.step, "event": "start", **start})
         return total
@@ -142,9 +148,10 @@ class Run:
         times: list[float] = []
         while len(times) < 3 or (len(times) < 8 and sum(times[1:]) < 5):
             began = time.perf_counter()
-            batches = micro_batches(self.job.train, len(times), per_step, micro)
-            run_step(self.job.model, optimizer, self.objective, batches, 0.0, self.config.clip_norm, guard)
-            times.append(time.perf_counter() - began)
+            batches = micro_batches(self.job.train, len(times), per_step, micro, self.world)
+            clip, world = self.config.clip_norm, self.world
+            run_step(self.job.model, optimizer, self.objective, batches, 0.0, clip, guard, world=world)
+            times.append(self.world.lead(lambda began=began: time.perf_counter() - began))
         return sorted(times[1:])[(len(times) - 1) // 2]  # the first one compiles
 
     @contextmanager
@@ -178,8 +185,8 @@ class Run:
             "step": state.step, "epoch": state.step * sequences / per_epoch, "tokens_seen": state.tokens,
             "loss": result.loss, **result.parts, "grad_norm": result.grad_norm, "lr": rate,
             "tokens_per_second": tokens / seconds,
-            "mfu": flops / seconds / (self.resolved.peak_gflops * 1e9), "memory_bytes": peak_memory_bytes(),
-            "seconds": state.seconds, "waste": shares(read), "phases": phases,
+            "mfu": flops / seconds / (self.resolved.peak_gflops * 1e9 * self.world.size),
+            "memory_bytes": peak_memory_bytes(), "seconds": state.seconds, "waste": shares(read), "phases": phases,
             "data_wait": phases["data"] / seconds,
         }  # fmt: skip
         if self.steps_here - 1 == MEASURED_AT:
@@ -227,13 +234,19 @@ class Run:
 
     def warn_masked(self, batches: list[Batch]) -> None:
         """Name the documents of a micro-batch in which nothing is supervised (trap R4)."""
-        place = self.state.step * self.config.sequences_per_step
-        for batch in batches:
-            end = place + batch["labels"].shape[0]
-            if not self.objective.weight(batch):
-                names = ", ".join(self._documents(place, end)[:4])
-                warn(f"sequences {place} to {end - 1} have no supervised token (from {names})")
-            place = end
+        place, rows = self.state.step * self.config.sequences_per_step, [batch["labels"].shape[0] for batch in batches]
+        for weights in self.world.gather([self.objective.weight(batch) for batch in batches]):
+            for weight, count in zip(weights, rows, strict=True):
+                if not weight:
+                    names = ", ".join(self._documents(place, place + count)[:4])
+                    warn(f"sequences {place} to {place + count - 1} have no supervised token (from {names})")
+                place += count
+
+    def count(self, batches: list[Batch]) -> dict[str, int]:
+        """``waste`` of a step, of which this process read ``batches``."""
+        first, _ = self.world.part(self.state.step, self.config.sequences_per_step)
+        read = waste(self.job.train.count_tokens(first, batches), batches)
+        return {name: int(total) for name, total in zip(read, self.world.sum(*read.values()), strict=True)}
 
     def add_phases(self, phases: dict[str, float]) -> None:
         """Add to the run's seconds by phase."""
@@ -268,8 +281,10 @@ class Run:
         if job.held_out is None or not job.held_out.sequences_per_epoch:
             return {}
         micro = self.resolved.micro_batch
-        scores = evaluate(job.model, self.objective, job.held_out, self.widths, job.answer_ends, micro, most_tokens)
-        if most_tokens is None:
+        scores = evaluate(
+            job.model, self.objective, job.held_out, self.widths, job.answer_ends, micro, most_tokens, self.world
+        )
+        if most_tokens is None and self.world.main:
             write_documents(self.path, scores)
         return scores.row() if scores.overall.bytes else {}
 
@@ -301,16 +316,24 @@ class Run:
         with self.clock.phase("save"):
             tensors = optimizer_tensors(self.job.model, self.optimizer)
             step, state = self.state.step, self.state.saved()
+            if not self.world.main:
+                follow_save(self.job, None, tensors)
+                return checkpoint_path(self.path, step)
             path = save_checkpoint(self.path, step, lambda place: self.job.save(place, None), tensors, state)
             prune(self.path, self.config.checkpoint.keep)
         return path
 
     def publish(self) -> None:
         """Write ``RUN/model``: hard links to the last checkpoint's where that is the same bytes."""
+        copies = self.config.save_dtype == "fp32" and self.job.whole_model
+        dtype = torch.bfloat16 if self.config.save_dtype == "bf16" else None
+        if not self.world.main:
+            return None if copies else follow_save(self.job, dtype)
+        if not copies:
+            with atomic_directory(self.path / "model") as directory:
+                self.job.save(directory, dtype)
+            return None
         last = (best_checkpoint if self.job.patience is not None else latest_checkpoint)(self.path)
         assert last is not None, "the last step saves"
-        if self.config.save_dtype == "fp32" and self.job.whole_model:
-            publish(self.path, last.path)
-            return
-        with atomic_directory(self.path / "model") as directory:
-            self.job.save(directory, torch.bfloat16 if self.config.save_dtype == "bf16" else None)
+        publish(self.path, last.path)
+        return None

@@ -24,17 +24,21 @@ from hepta.model.adapters import (
 )  # fmt: skip
 from hepta.model.load import load_model, read_hepta_json, refuse_quantized, refuse_translator, resolve_model, save_model
 from hepta.model.network import Network
+from hepta.model.whole import fill
 from hepta.objectives.causal import Causal
-from hepta.stage import claim, withdraw_if_refused
+from hepta.stage import withdraw_if_refused
 from hepta.tokenizer.load import check_matches, load_tokenizer
 from hepta.training.config import SftConfig
 from hepta.training.evaluate import bytes_per_token, evaluate
 from hepta.training.job import Job
 from hepta.training.loop import train
 from hepta.training.pretrain import restore_weights
+from hepta.training.processes import in_processes
 from hepta.training.resolve import automatic_lr, automatic_tuning_lr
 from hepta.training.result import TrainingResult, already_done, finish
 from hepta.training.samples import Prompt, answer
+from hepta.training.together import claim_together
+from hepta.training.world import world
 
 VERSION = 1
 ASKED = 20  # held-out prompts asked in each language
@@ -84,7 +88,7 @@ def _adapt(config: SftConfig, model: Network, base: Path, provenance: dict[str, 
         stored = load_file(place / ADAPTER_WEIGHTS)
         with torch.no_grad():
             for name, parameter in adapter_parameters(model).items():
-                parameter.copy_(stored[f"{PREFIX}{name}.weight"])
+                fill(parameter, stored[f"{PREFIX}{name}.weight"])
 
     return lambda place, dtype: save_adapter(model, place, base, provenance), restore
 
@@ -108,6 +112,7 @@ def language_check(job: Job, held_out: Sequence[Conversation]) -> dict[str, dict
     return counts
 
 
+@in_processes
 def sft(config: SftConfig) -> TrainingResult:
     """Tune a model on conversations; the same call goes on after a stop.
 
@@ -116,7 +121,7 @@ def sft(config: SftConfig) -> TrainingResult:
         Interrupted: stopped by a signal, state saved.
     """
     base = resolve_model(config.model)
-    stage = claim(config, "sft", VERSION)
+    stage = claim_together(config, "sft", VERSION)
     if stage.state == "done":
         return already_done(stage, config)
     with withdraw_if_refused(stage):
@@ -124,7 +129,7 @@ def sft(config: SftConfig) -> TrainingResult:
     outcome = train(config, stage, job)
     widths = bytes_per_token(job.tokenizer, job.model.config.vocab_size)
     micro = outcome.resolved.micro_batch
-    learned = evaluate(job.model, Causal(), order, widths, job.answer_ends, micro, config.eval.tokens)
+    learned = evaluate(job.model, Causal(), order, widths, job.answer_ends, micro, config.eval.tokens, world())
     p_stop = {"train": learned.overall.p_stop, "held_out": outcome.final.get("p_stop")}
     report = {"train": order.report, "held_out": held_out.report if held_out else {}}
     languages = language_check(job, order.held_out()) if held_out else {}

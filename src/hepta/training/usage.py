@@ -8,12 +8,14 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from hepta.model.whole import local
+
 MEASURED_AT = 1  # the second step of a process: by then kernels are chosen and blocks compiled
 
 
 def tensor_bytes(tensors: Any) -> int:
-    """Bytes of distinct tensors."""
-    distinct = {id(tensor): tensor for tensor in tensors if isinstance(tensor, Tensor)}
+    """Bytes of distinct tensors, or of this process's parts of them."""
+    distinct = {id(tensor): local(tensor) for tensor in tensors if isinstance(tensor, Tensor)}
     return sum(tensor.numel() * tensor.element_size() for tensor in distinct.values())
 
 
