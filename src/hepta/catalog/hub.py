@@ -5,8 +5,10 @@ Only safetensors, JSON, tokenizer files and templates are brought: what can run 
 
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from hepta.catalog.download import cache_root
+from hepta.catalog.known import KNOWN_CONFIGS
 from hepta.catalog.source import is_whole, write_source
 from hepta.config import HeptaError, MachineError, parse_yaml
 from hepta.console import say
@@ -46,6 +48,41 @@ def hub_model(name: str, refresh: bool = False) -> Path:
             _tie_to_base(name, folder)
         write_source(folder, name, licence, "", {"repository": repository, "commit": snapshot.name})
     return view
+
+
+def hub_config(name: str) -> tuple[dict[str, Any] | None, bool]:
+    """The ``config.json`` of ``hf:owner/name`` alone, for plans; and whether the weights are in the cache.
+
+    From the cache; or what the catalogue knows of the model; or one small file from the hub. None: it has none.
+
+    Raises:
+        HeptaError: no such repository.
+        MachineError: not known, and the hub cannot be reached.
+    """
+    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
+
+    repository = name.removeprefix(PREFIX)
+    try:
+        cached = try_to_load_from_cache(repository, "config.json")
+    except errors.HFValidationError:
+        raise HeptaError(f"{name}: cannot be a repository's name; the form is hf:owner/name") from None
+    if isinstance(cached, str):
+        folder = Path(cached).parent
+        return read_json(Path(cached)), any(folder.glob("*.safetensors"))
+    if name in KNOWN_CONFIGS:
+        return KNOWN_CONFIGS[name], False
+    try:
+        return read_json(Path(hf_hub_download(repository, "config.json"))), False
+    except errors.EntryNotFoundError:
+        return None, False
+    except errors.RepositoryNotFoundError:
+        raise HeptaError(f"{name}: no such repository, or a private one; check the name, or `hf auth login`") from None
+    except Exception as error:  # the library passes on whatever its HTTP client raises
+        reason = next(iter(str(error.__cause__ or error).splitlines()), "") or type(error).__name__
+        raise MachineError(
+            f"{name}: its shape is not known here, and the Hugging Face hub cannot be reached ({reason[:200]}); "
+            "name a directory with its config.json"
+        ) from None
 
 
 def _is_wanted(name: str) -> bool:

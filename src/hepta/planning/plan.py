@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from hepta.catalog.hub import PREFIX, hub_config
 from hepta.catalog.models import model_names, model_path
 from hepta.config import HeptaError, nearest
 from hepta.model.families import PRESETS, from_hf, preset
@@ -84,6 +85,10 @@ def read_shape(model: str, vocab_size: int | None = None) -> Shape:
     if vocab_size is not None:
         raise HeptaError(f"vocab_size: only for presets; {model} has its own vocabulary")
     path = Path(model)
+    if not path.exists() and model.startswith(PREFIX):
+        known, _ = hub_config(model)
+        if known is not None:  # else an adapter, which is brought whole
+            return from_hf(known, model)
     if not path.exists():
         path = model_path(model) or path
     if not path.exists():
@@ -169,11 +174,13 @@ def plan_device(
 
 
 def plan(config: PlanConfig) -> PlanResult:
-    """Plan a model: the library function behind ``hepta plan``.
+    """Parameters, memory, time and cost of one model.
 
     Raises:
         HeptaError: unknown preset, directory or device.
     """
+    if config.model is None:
+        raise HeptaError("model: none given; say which one, or ask for advice with minutes")
     shape = read_shape(config.model, config.vocab_size)
     if isinstance(shape, NGramShape):
         raise HeptaError(f"model {config.model!r}: an n-gram model is counted in seconds, there is nothing to plan")
@@ -243,7 +250,7 @@ def time_text(seconds: float) -> str:
     return f"{seconds:.3g} seconds"
 
 
-def _table(rows: list[list[str]]) -> list[str]:
+def table_text(rows: list[list[str]]) -> list[str]:
     """Columns as wide as their widest cell, the first flush left."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
@@ -264,7 +271,7 @@ def show_plan(result: PlanResult) -> str:
     rows = [["", *(name.replace("_", " ") for name in names)]]
     for method, found in result.memory_gb.items():
         rows.append([LABELS.get(method, method), *(_short(found[name]) if name in found else "" for name in names)])
-    lines += _table(rows)
+    lines += table_text(rows)
     lines += ["", f"tokens: {count_text(result.tokens)}, {result.training_flops:.3g} FLOP to train on them"]
     lines.append(f"  (6·N·D says {result.rule_of_thumb_flops:.3g}; counted: products, causal attention and head)")
     for entry in result.devices:
@@ -272,6 +279,15 @@ def show_plan(result: PlanResult) -> str:
         lines += [f"  {LABELS[verdict.method]:15} {verdict.text}" for verdict in entry.verdicts]
     lines += ["", "assumed:", *(f"- {line}" for line in result.assumptions)]
     return "\n".join(lines)
+
+
+def device_text(entry: DevicePlan, method: str) -> str:
+    """One line on one way to train on a device: memory, speed, time and cost."""
+    verdict = next(verdict for verdict in entry.verdicts if verdict.method == method)
+    cost = ""
+    if verdict.fits and entry.usd is not None and verdict.seconds is not None:
+        cost = f", {entry.usd * verdict.seconds / entry.seconds:,.0f} USD"
+    return f"{entry.device}: {method} {verdict.text}{cost}"
 
 
 def _device_line(entry: DevicePlan) -> str:

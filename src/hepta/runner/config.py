@@ -29,6 +29,7 @@ class Recipe(Config):
     seed: int = operational(0, doc="seed of every stage that has one and does not set its own")
     output: Path | None = operational(None, doc="directory of all outputs, instead of out/<name>")
     prompts: list[str] = operational([], doc="prompts answered before and after each training stage")
+    devices: str | None = operational(None, doc="machine for which a dry run prices training, for example 8xH100")
     note: str = operational("", doc="what people should know before they wait; printed first")
     stages: list[StageEntry] = operational(doc="the stages, in order", min_length=1)
 

@@ -17,6 +17,7 @@ import yaml
 from hepta.config import HeptaError, StageConfig, build, merge, nearest, parse_overrides, read_yaml
 from hepta.console import duration, say
 from hepta.runner.config import Recipe, RunConfig
+from hepta.runner.foresee import foresee
 from hepta.runner.verbs import VERBS
 from hepta.stage import ASIDE_HINT, read_manifest, write_atomic, write_json
 
@@ -167,6 +168,8 @@ def run_recipe(config: RunConfig) -> RunResult:
             done = read_manifest(stage.config.output) is not None
             say(f"{stage.id}: {stage.verb} → {stage.config.output}{' (something is there)' if done else ''}")
             say(f"    {stage.config.model_dump(mode='json', exclude={'output', 'fresh'}, exclude_defaults=True)}")
+            for line in foresee(stage.config, [s.config for s in planned], recipe.devices):
+                say(f"    {line}")
         return result
     if recipe.note:
         say(recipe.note.rstrip() + "\n")
