@@ -23,11 +23,13 @@ class Surroundings:
     slack: float
 
 
-EAGER = {"fp32": Surroundings(150e6, 1.9), "bf16": Surroundings(150e6, 1.6)}
-COMPILED = {"fp32": Surroundings(250e6, 1.0), "bf16": Surroundings(250e6, 0.96)}  # with the compiler's modules
+EAGER = {False: Surroundings(150e6, 1.9), True: Surroundings(150e6, 1.6)}  # by ``Setting.half``
+COMPILED = {False: Surroundings(250e6, 1.0), True: Surroundings(250e6, 0.96)}  # with the compiler's modules
 
 
-def step_bytes(config: Shape, method: str, setting: Setting, several: bool, compiled: bool) -> float:
+def step_bytes(
+    config: Shape, method: str, setting: Setting, several: bool, compiled: bool, activations: float | None = None
+) -> float:
     """Bytes that training adds to a process which holds the weights: at the head, or where the last gradient is made.
 
     Args:
@@ -36,11 +38,13 @@ def step_bytes(config: Shape, method: str, setting: Setting, several: bool, comp
         setting: one micro-batch, precision, optimizer.
         several: a step has more than one micro-batch, so gradients live beside activations.
         compiled: blocks are compiled.
+        activations: bytes of them where a way to recompute keeps others than the setting's.
     """
-    found, around = memory(config, method, setting), (COMPILED if compiled else EAGER)[setting.precision]
+    found, around = memory(config, method, setting), (COMPILED if compiled else EAGER)[setting.half]
     table = float(config.vocab_size * config.hidden_size) if method == "full" else 0.0
     logits = LOGIT_BYTES * found.logits / 8
-    forward = around.slack * (found.activations + logits) + HEAD_BYTES * table + (found.gradients if several else 0.0)
+    kept = found.activations if activations is None else activations
+    forward = around.slack * (kept + logits) + HEAD_BYTES * table + (found.gradients if several else 0.0)
     backward = found.gradients + 4.0 * table  # the embedding's own gradient, before it is added
     return around.once + found.optimizer + found.copies + max(forward, backward)
 

@@ -15,6 +15,7 @@ from hepta.planning.speed import Speed, machine_speed, step_seconds
 from hepta.training.config import LoopConfig
 from hepta.training.job import Job
 from hepta.training.metrics import RunLog, peak_memory_bytes
+from hepta.training.recompute import product_bytes
 from hepta.training.resolve import Resolved
 
 STEPS = 20  # after which prediction and measurement are compared
@@ -26,6 +27,7 @@ def setting_of(config: LoopConfig, resolved: Resolved) -> Setting:
     return Setting(
         config.sequence_length, resolved.micro_batch, getattr(config, "rank", 16), resolved.recompute == "block",
         precision=resolved.precision, cpu=True, optimizer=config.optimizer,
+        update_in_backward=getattr(config, "update_in_backward", False),
     )  # fmt: skip
 
 
@@ -42,7 +44,7 @@ class Forecast:
         self.began = psutil.Process().memory_info().rss - restored
         self.seconds: list[float] = []  # cumulative, after each step
         self.raw = self.expected = 0.0  # seconds of a step before and after calibration
-        self.memory: float | None = None
+        self.memory = 0.0  # expected peak
         if self.possible:
             machine = machine_key(resolved.threads)
             way = (self.method, resolved.precision, resolved.compile, resolved.recompute)
@@ -71,12 +73,11 @@ class Forecast:
         source = known.told if known else source
         if measured is not None:
             self.expected, source = measured, "measured in a few steps"
-        if self.resolved.recompute != "selective":
-            more = step_bytes(self.shape, self.method, setting, parts > 1, self.resolved.compile)
-            self.memory = self.began + self.frozen + more
+        kept = product_bytes(self.shape, setting) if self.resolved.recompute == "selective" else None
+        more = step_bytes(self.shape, self.method, setting, parts > 1, self.resolved.compile, kept)
+        self.memory = self.began + self.frozen + more
         told = f"expected: {self.expected:.3g} s a step, {tokens / self.expected:,.0f} tokens/s"
-        told += f", {self.memory / 1e9:.2f} GB of memory" if self.memory else ""
-        say(f"{told}; {_ending(total - step, self.expected)} ({source})")
+        say(f"{told}, {self.memory / 1e9:.2f} GB of memory; {_ending(total - step, self.expected)} ({source})")
         log.event({
             "step": step, "event": "forecast", "step_seconds": self.expected,
             "tokens_per_second": tokens / self.expected, "memory_bytes": self.memory, "source": source,
@@ -98,13 +99,12 @@ class Forecast:
             return
         took = statistics.median(after - before for before, after in pairwise(self.seconds))
         remember(self.case, took / self.raw)
-        errors = {"step_seconds": took / self.expected - 1}
+        peak = peak_memory_bytes()
+        errors = {"step_seconds": took / self.expected - 1, "memory_bytes": peak / self.memory - 1}
         told = f"after {STEPS} steps: {took:.3g} s a step, {_difference(errors['step_seconds'])}"
-        if self.memory:
-            errors["memory_bytes"] = peak_memory_bytes() / self.memory - 1
-            told += f"; {peak_memory_bytes() / 1e9:.2f} GB of memory, {_difference(errors['memory_bytes'])}"
+        told += f"; {peak / 1e9:.2f} GB of memory, {_difference(errors['memory_bytes'])}"
         say(f"{told}; {_ending(total - step, took)}")
-        measured = {"step_seconds": took, "memory_bytes": peak_memory_bytes(), "error": errors}
+        measured = {"step_seconds": took, "memory_bytes": peak, "error": errors}
         log.event({"step": step, "event": "measured", **measured})
 
 
