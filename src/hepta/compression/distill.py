@@ -15,13 +15,13 @@ from hepta.model.load import ADAPTER, build_model, read_hepta_json, resolve_mode
 from hepta.model.network import Network
 from hepta.objectives.causal import Causal
 from hepta.objectives.distill import Distill, Mixture
+from hepta.planning.rates import automatic_lr
 from hepta.stage import claim, withdraw_if_refused
 from hepta.tokenizer.load import Tokenizer, check_matches, load_tokenizer
 from hepta.training.evaluate import bytes_per_token, evaluate
 from hepta.training.job import Job
 from hepta.training.loop import train
 from hepta.training.pretrain import restore_weights, token_orders
-from hepta.training.resolve import automatic_lr
 from hepta.training.result import TrainingResult, already_done, finish
 from hepta.training.samples import completion_prompts
 

@@ -22,6 +22,7 @@ from hepta.evaluation.text import load_pair
 from hepta.model.load import ADAPTER, load_model, refuse_quantized, resolve_model, save_model
 from hepta.model.network import Network
 from hepta.objectives.causal import Causal, token_losses
+from hepta.planning.rates import automatic_lr
 from hepta.stage import Stage, atomic_directory, claim, digest_json, read_json, withdraw_if_refused, write_json
 from hepta.tokenizer.load import Tokenizer
 from hepta.training.checkpoint import weights_digest
@@ -29,7 +30,6 @@ from hepta.training.evaluate import bytes_per_token, evaluate
 from hepta.training.job import Job
 from hepta.training.loop import train
 from hepta.training.pretrain import restore_weights, token_orders
-from hepta.training.resolve import automatic_lr
 from hepta.training.result import result_of
 from hepta.training.samples import completion_prompts
 

@@ -55,7 +55,7 @@ VERBS: dict[str, Verb] = {
     "compare": Verb("hepta.evaluation.config:CompareConfig", "hepta.compression.compare:compare_models"),
     "generate": Verb("hepta.generation.config:GenerateConfig", "hepta.generation.generate:generate"),
     "chat": Verb("hepta.generation.config:ChatConfig", "hepta.generation.chat:chat"),
-    "plan": Verb("hepta.planning.config:PlanConfig", "hepta.planning.plan:plan"),
+    "plan": Verb("hepta.planning.config:PlanConfig", "hepta.planning.advise:plan_or_advise"),
     "compress quantize": Verb("hepta.compression.config:QuantizeConfig", "hepta.compression.quantize:quantize"),
     "doctor machine": Verb("hepta.planning.config:MachineConfig", "hepta.planning.probe:probe_machine"),
     "explain attention": Verb(

@@ -27,6 +27,7 @@ from hepta.model.classifier import (
 from hepta.model.families import PRESETS
 from hepta.model.load import resolve_model
 from hepta.objectives.classify import Classify, Regress, balanced_weights, normalised_weights
+from hepta.planning.rates import automatic_lr, automatic_tuning_lr
 from hepta.stage import claim, withdraw_if_refused
 from hepta.tokenizer.load import Tokenizer, load_tokenizer
 from hepta.training.config import TuneConfig
@@ -34,7 +35,6 @@ from hepta.training.job import Job
 from hepta.training.judge import Judged, TuneResult, already_tuned, finish_tuning, judge
 from hepta.training.loop import train
 from hepta.training.pretrain import refuse_layer_decay
-from hepta.training.resolve import automatic_lr, automatic_tuning_lr
 from hepta.training.splits import Splits, make_splits
 from hepta.training.task_tokenizer import task_tokenizer
 

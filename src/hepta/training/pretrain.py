@@ -16,6 +16,7 @@ from hepta.model.network import Network
 from hepta.model.whole import fill
 from hepta.objectives.causal import Causal
 from hepta.planning.plan import read_shape
+from hepta.planning.rates import automatic_lr
 from hepta.stage import withdraw_if_refused
 from hepta.tokenizer.contract import add_mask
 from hepta.tokenizer.load import Tokenizer, check_matches, load_tokenizer
@@ -25,7 +26,6 @@ from hepta.training.job import Job
 from hepta.training.loop import train
 from hepta.training.masked import mask
 from hepta.training.processes import in_processes
-from hepta.training.resolve import automatic_lr
 from hepta.training.result import TrainingResult, already_done, finish
 from hepta.training.samples import completion_prompts
 from hepta.training.together import claim_together

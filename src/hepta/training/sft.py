@@ -26,6 +26,7 @@ from hepta.model.load import load_model, read_hepta_json, refuse_quantized, refu
 from hepta.model.network import Network
 from hepta.model.whole import fill
 from hepta.objectives.causal import Causal
+from hepta.planning.rates import automatic_lr, automatic_tuning_lr
 from hepta.stage import withdraw_if_refused
 from hepta.tokenizer.load import check_matches, load_tokenizer
 from hepta.training.config import SftConfig
@@ -34,7 +35,6 @@ from hepta.training.job import Job
 from hepta.training.loop import train
 from hepta.training.pretrain import restore_weights
 from hepta.training.processes import in_processes
-from hepta.training.resolve import automatic_lr, automatic_tuning_lr
 from hepta.training.result import TrainingResult, already_done, finish
 from hepta.training.samples import Prompt, answer
 from hepta.training.together import claim_together
