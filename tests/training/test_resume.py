@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import add_dropout, losses, tiny_job, tiny_run
+from tiny import add_dropout, curse, losses, tiny_job, tiny_run
 
 from hepta.config import HeptaError
 
@@ -73,6 +73,56 @@ def test_resume_is_bit_exact_after_kills_at_random_moments(tmp_path: Path, seed:
     assert last.returncode == 0, last.stderr
     assert kills >= 4
     assert (last.stdout.strip(), losses(run)) == wanted
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1500)
+def test_thirty_kills_end_like_none(tmp_path: Path) -> None:
+    """Trap R7: 200 steps with dropout, epoch edges, evaluations and a rollback; 30 times SIGKILL, saves included.
+
+    24 kills fall at random moments, spread over the run; 6 in the middle of a save, after the weights are written.
+    Weights, losses, evaluations and the journal of what was left out are those of the run that nobody killed.
+    """
+    bad, keys = [400, 444], {"max_steps": 200, "checkpoint": {"every": 5}, "eval": {"every": 40, "tokens": 256}}
+    whole = tiny_run(tmp_path / "whole", curse(add_dropout(tiny_job(tmp_path / "whole")), *bad), threads=1, **keys)
+    assert whole.state.rollbacks == [100]
+    words = [str(tmp_path / "run"), "max_steps=200", "checkpoint.every=5", "eval.every=40", "eval.tokens=256"]
+    words.append(f"curse=[{bad[0]},{bad[1]}]")
+    chance, run, kills, torn = random.Random(7), tmp_path / "run", 0, 0
+    moments = sorted(chance.randint(1, 190) for _ in range(24))
+    in_saves = {place: chance.randint(1, 3) for place in chance.sample(range(24), 6)}
+    for place, target in enumerate(moments):
+        if place in in_saves:
+            died = program(run, *words[1:], f"die_save={in_saves[place]}")
+            kills += died.returncode == -signal.SIGKILL
+            torn += bool(list((run / "checkpoints").glob(".step-*.tmp-*")))
+        kills += kill_at(run, words, target, 0.1 * chance.random())
+    last = program(run, *words[1:])
+    assert last.returncode == 0, last.stderr
+    assert kills >= 28, "a kill or two may find a process that has ended"
+    assert torn >= 4, "kills inside a save leave it half-written"
+    assert last.stdout.strip() == whole.weights_sha256
+    assert losses(run) == losses(tmp_path / "whole")
+    kept = {"metrics.jsonl": ("step", "val_loss", "grad_norm"), "journal.jsonl": ("step", "sequences", "documents")}
+    for name, fields in kept.items():
+        rows = [[json.loads(x) for x in (p / name).read_text().splitlines()] for p in (tmp_path / "whole", run)]
+        about = [[row for row in part if row.get("event") in (None, "skip", "rollback")] for part in rows]
+        told = [[[row.get(field) for field in fields] for row in part] for part in about]
+        assert told[0] == told[1], name
+
+
+def kill_at(run: Path, words: list[str], target: int, more: float) -> bool:
+    """Start the program, SIGKILL it ``more`` seconds after its ``target``-th step; whether it was still running."""
+    nowhere = subprocess.DEVNULL
+    process = subprocess.Popen([*PROGRAM, *words], env=ENVIRONMENT, stdout=nowhere, stderr=nowhere)
+    rows = run / "metrics.jsonl"
+    while process.poll() is None and not (rows.is_file() and rows.read_bytes().count(b"grad_norm") >= target):
+        time.sleep(0.005)
+    time.sleep(more)
+    alive = process.poll() is None
+    process.kill()
+    process.wait()
+    return alive
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

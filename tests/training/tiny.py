@@ -1,13 +1,14 @@
 """A real but tiny run: a byte tokenizer, an order over real text, a model of a few thousand weights.
 
 Also a program that tests can kill, and that kills itself where it is told to:
-``python tiny.py OUTPUT key=value … [die_step=N] [die_save=N]``.
+``python tiny.py OUTPUT key=value … [die_step=N] [die_save=N] [curse=[FIRST,END]]``.
 """
 
 import json
 import os
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hepta.data.order import Segmented
 from hepta.model.config import ModelConfig
 from hepta.model.decoder import Decoder
 from hepta.model.load import save_model
+from hepta.objectives.causal import Causal, LossSum
 from hepta.stage import claim
 from hepta.tokenizer.load import load_tokenizer
 from hepta.tokenizer.pattern import byte_alphabet
@@ -31,6 +33,7 @@ from hepta.training.loop import train
 from hepta.training.pretrain import completion_prompts, restore_weights
 
 IGNORE = -100
+CURSE = 300  # an id that spells nothing
 SHAPE = ModelConfig(
     vocab_size=320, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16
 )  # fmt: skip
@@ -101,6 +104,32 @@ class ByteOrder(Segmented):
 
     def languages(self, n: int) -> list[str]:
         return ["en", "zh"]
+
+
+@dataclass(frozen=True)
+class Cursed(Causal):
+    """A loss that is NaN for batches with the cursed token in them."""
+
+    def __call__(self, model: Any, batch: Any) -> LossSum:
+        """As ``Causal``'s, but for them."""
+        found = super().__call__(model, batch)
+        bad = bool((batch["input_ids"] == CURSE).any())
+        return LossSum(found.total * float("nan"), found.weight) if bad else found
+
+
+def curse(job: Job, first: int, end: int) -> Job:
+    """Make sequences [first, end) of the job's data ones that no step survives."""
+    batch = job.train.batch
+
+    def cursed(start: int, count: int) -> dict[str, np.ndarray]:
+        rows = batch(start, count)
+        for row, n in enumerate(range(start, start + count)):
+            if first <= n < end:
+                rows["input_ids"][row, 0] = CURSE
+        return rows
+
+    job.train.batch, job.objective = cursed, Cursed()
+    return job
 
 
 def tiny_config(output: Path, **values: Any) -> TrainingConfig:
@@ -188,7 +217,9 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     output, values = Path(arguments[0]), parse_overrides(arguments[1:])
     at_step, in_save = values.pop("die_step", None), values.pop("die_save", None)
-    job = die_when(add_dropout(tiny_job(output)), at_step, in_save, 4)
+    bad = values.pop("curse", None)
+    job = add_dropout(tiny_job(output))
+    job = die_when(curse(job, *bad) if bad else job, at_step, in_save, 4)
     print(tiny_run(output, job, **values).weights_sha256)
 
 

@@ -18,6 +18,7 @@ def pretrain(
     objective: Annotated[str | None, typer.Option(help="causal (next token) or masked (BERT)")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw, muon, adafactor, sgd or adamw8bit")] = None,
     output: Annotated[Path | None, typer.Option(help="run directory")] = None,
+    profile: Annotated[int | None, typer.Option(help="steps to record; a trace and a table in RUN/profile")] = None,
     nproc: Annotated[int | None, typer.Option(help="processes on this machine that train together")] = None,
     config: ConfigFile = None,
     dry_run: DryRun = False,
@@ -31,5 +32,5 @@ def pretrain(
     hepta pretrain --data out/tokens --objective masked --output out/bert minutes=5
     """
     options = {"data": data, "model": model, "objective": objective, "output": output, "fresh": fresh}
-    options |= {"optimizer": optimizer, "nproc": nproc}
+    options |= {"optimizer": optimizer, "profile": profile, "nproc": nproc}
     execute("pretrain", options, overrides, config, dry_run, as_json)

@@ -18,6 +18,7 @@ def sft(
     method: Annotated[str | None, typer.Option(help="full or lora")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw, muon, adafactor, sgd or adamw8bit")] = None,
     output: Annotated[Path | None, typer.Option(help="run directory")] = None,
+    profile: Annotated[int | None, typer.Option(help="steps to record; a trace and a table in RUN/profile")] = None,
     nproc: Annotated[int | None, typer.Option(help="processes on this machine that train together")] = None,
     config: ConfigFile = None,
     dry_run: DryRun = False,
@@ -29,5 +30,5 @@ def sft(
     Example: hepta sft --model out/base --data data/chat-en --data data/chat-zh --output out/chat epochs=3
     """
     options = {"model": model, "data": data or None, "method": method, "output": output, "fresh": fresh}
-    options |= {"optimizer": optimizer, "nproc": nproc}
+    options |= {"optimizer": optimizer, "profile": profile, "nproc": nproc}
     execute("sft", options, overrides, config, dry_run, as_json)

@@ -18,6 +18,7 @@ def tune(
     data: Annotated[list[str] | None, typer.Option(help="CSV, JSON Lines …; may be given several times")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw, muon, adafactor, sgd or adamw8bit")] = None,
     output: Annotated[Path | None, typer.Option(help="run directory")] = None,
+    profile: Annotated[int | None, typer.Option(help="steps to record; a trace and a table in RUN/profile")] = None,
     config: ConfigFile = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -28,5 +29,5 @@ def tune(
     Example: hepta tune --task classify --model minilm-l6 --data my.csv --output out/run
     """
     options = {"task": task, "model": model, "data": data or None, "output": output, "fresh": fresh}
-    options["optimizer"] = optimizer
+    options |= {"optimizer": optimizer, "profile": profile}
     execute("tune", options, overrides, config, dry_run, as_json)

@@ -17,6 +17,7 @@ from hepta.catalog.models import model_names, model_path
 from hepta.config import HeptaError
 from hepta.console import say
 from hepta.model.families import PRESETS, from_hf, network_class, preset, to_hf
+from hepta.model.fresh import check_fresh
 from hepta.model.marian import generation_keys
 from hepta.model.network import Network
 from hepta.model.quantized import settle, swap_layers
@@ -237,6 +238,7 @@ def build_model(preset_or_dir: Path | str, vocab_size: int | None = None, seed: 
         shape = preset(str(preset_or_dir), vocab_size)
         model = network_class(shape)(shape)
         model.init_weights(seed)
+        check_fresh(model)
         return model
     refuse_quantized(resolve_model(preset_or_dir))
     model = load_model(preset_or_dir)

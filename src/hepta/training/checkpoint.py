@@ -152,13 +152,15 @@ def sweep(run: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
-def prune(run: Path, keep: int) -> None:
-    """Delete checkpoints except the newest ``keep`` and the one with the lowest validation loss."""
+def prune(run: Path, keep: int, every: int | None = None) -> None:
+    """Delete checkpoints except the newest ``keep``, the one with the lowest validation loss, and the newest at a
+    multiple of ``every``, which a rollback goes to."""
     steps = sorted((run / "checkpoints").glob("step-*"))
     losses = _losses(run)
     best = min(losses, key=lambda d: losses[d]) if losses else None
+    anchors = [d for d in steps if every and int(d.name.removeprefix("step-")) % every == 0]
     for directory in steps[:-keep]:
-        if directory != best:
+        if directory not in (best, *anchors[-1:]):
             hidden = directory.with_name(f".{directory.name}.tmp-{os.getpid()}")
             directory.rename(hidden)  # so that a kill half-way leaves no broken checkpoint behind
             shutil.rmtree(hidden, ignore_errors=True)

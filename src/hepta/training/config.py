@@ -66,6 +66,15 @@ class LoopConfig(StageConfig):
     recompute: Literal["auto", "none", "block", "selective"] = operational(
         "auto", "activations made again going back: all of a block, or all but products; auto: if they do not fit"
     )
+    tracker: Literal["none", "wandb"] = operational(
+        "none", "wandb: numbers (no text, no paths) go to Weights & Biases too; WANDB_MODE=offline keeps them here"
+    )
+    statistics: int | None = operational(
+        None, "steps between rows on each layer: norms of gradients and weights, updates, activations", ge=1
+    )
+    profile: int | None = operational(
+        None, "steps recorded by the profiler, after three to warm up: a trace and a table in RUN/profile", ge=1
+    )
     workers: int = operational(0, "threads that prepare batches ahead of the step", ge=0)
     sequence_length: int = identity(512, "tokens per sequence", ge=8)
     micro_batch: int | None = operational(None, "sequences per forward pass; none given: about 8,192 tokens", ge=1)
@@ -268,3 +277,25 @@ class TranslateConfig(LoopConfig):
     def sequences_per_step(self) -> int:
         """Pairs of one optimizer step."""
         return self.rows
+
+
+class RunDoctorConfig(Config):
+    """Look at a training run."""
+
+    run: Path = input_path(doc="run directory, under way or not")
+    step: int | None = operational(None, "name the documents of this step", ge=1)
+
+
+class RunsConfig(StageConfig):
+    """Say whether ways of training differ by more than noise."""
+
+    runs: list[list[str]] = input_path(doc="sides: the first, then those to set beside it; each a run, or A1,A2,A3")
+    output: Path | None = operational(None, "directory for the result and its page")  # pyright: ignore
+
+    @field_validator("runs", mode="before")
+    @classmethod
+    def _sides(cls, value: Any) -> Any:
+        sides = [word.split(",") if isinstance(word, str) else word for word in value or []]
+        if len(sides) < 2:
+            raise ValueError("compare needs two sides: RUN_A RUN_B, or with several seeds A1,A2 B1,B2")
+        return sides

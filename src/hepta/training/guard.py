@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 WINDOW = 100  # recent gradient norms remembered
 ENOUGH = 20  # norms needed before a spike can be told from the usual
-PATIENCE = 20  # skips in a row after which the run stops
+PATIENCE = 10  # skips in a row after which the run goes back to a checkpoint
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Guard:
 
     @property
     def hopeless(self) -> bool:
-        """So many skips in a row that going on is a waste."""
+        """So many skips in a row that going straight on is a waste."""
         return self.in_a_row >= PATIENCE
 
     def state(self) -> dict[str, object]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hepta.data.around import Ranges
 from hepta.objectives.causal import Causal
 from hepta.training.guard import Guard
 from hepta.training.resolve import Resolved
@@ -49,6 +50,8 @@ class State:
     memory: dict[str, int] = field(default_factory=dict)  # bytes by class, see ``MemoryMeter``
     epoch_loss: float = 0.0  # summed nats of the epoch under way
     epoch_weight: int = 0
+    left_out: Ranges = field(default_factory=list)  # sequences that rollbacks took out of the data
+    rollbacks: list[int] = field(default_factory=list)  # the step each went back to
     val_loss: float | None = None  # of this very step's evaluation, None where there was none
     best_loss: float | None = None  # the lowest val_loss so far
     since_best: int = 0  # evaluations since then

@@ -27,6 +27,7 @@ from hepta.stage import Stage, digest_json, write_atomic
 from hepta.training.config import TuneConfig
 from hepta.training.job import Job, Outcome
 from hepta.training.metrics import METRICS, peak_memory_bytes, read_rows
+from hepta.training.profiling import refuse_if_done
 from hepta.training.result import describe_usage, usage
 from hepta.training.splits import Splits
 
@@ -230,5 +231,6 @@ def _scores(row: dict[str, Any]) -> dict[str, Any]:
 def already_tuned(stage: Stage, config: StageConfig) -> TuneResult:
     """The result of a run finished earlier."""
     assert stage.manifest is not None
+    refuse_if_done(config)
     say(f"{config.output}: already done")
     return TuneResult(output=str(config.output), model=str(Path(config.output) / "model"), **stage.manifest["facts"])

@@ -8,16 +8,16 @@ import time
 
 import torch
 
-from hepta.config import MachineError
 from hepta.console import Progress, say
 from hepta.stage import Stage, digest_json, go_on_hint
 from hepta.training.checkpoint import weights_digest
 from hepta.training.config import LoopConfig
 from hepta.training.job import Job, Outcome
 from hepta.training.metrics import METRICS, read_rows
+from hepta.training.rollback import follow, roll_back, settle_saves
 from hepta.training.run import Run
 from hepta.training.schedule import learning_rate
-from hepta.training.step import run_step, stream_steps
+from hepta.training.step import run_step
 from hepta.training.stop import Stop, stop_signals
 
 SAVE_SECONDS = 120.0  # between checkpoints when checkpoint.every is not given
@@ -43,7 +43,7 @@ def train(config: LoopConfig, stage: Stage, job: Job) -> Outcome:
 
     Raises:
         Interrupted: a signal came; the state is saved.
-        MachineError: the disk is full, or too many steps in a row were not finite.
+        MachineError: the disk is full, or steps had to be skipped again and again after going back.
     """
     with stop_signals() as stop:
         run = Run(config, stage, job)
@@ -57,7 +57,7 @@ def train(config: LoopConfig, stage: Stage, job: Job) -> Outcome:
             final = run.evaluate(None)
             run.add_phases(run.clock.take(0.0))
         finally:
-            run.log.close()
+            run.close()
         run.publish()
     rows = read_rows(config.output / METRICS)
     losses = [row["loss"] for row in rows if row.get("loss") is not None][-LAST_STEPS:]
@@ -72,17 +72,17 @@ def _take_steps(run: Run, total: int, stop: Stop) -> None:
     bar = Progress(job.verb, total, "steps")
     bar.done = state.step
     saved_at = time.monotonic()
-    per_step, micro = config.sequences_per_step, run.resolved.micro_batch
+    first = state.step
     if run.exhausted:  # it was stopped after that was seen
         total = state.step
     run.forecast.tell(run.log, state.step, total, run.tokens_per_step, run.resolved.step_seconds)
-    stream = run.clock.waiting(stream_steps(job.train, state.step, total, per_step, micro, config.workers, run.world))
+    run.profiler.check(total - state.step)
     began = time.perf_counter()
-    for batches in stream:
+    for batches in run.clock.waiting(follow(run, total)):
         run.warn_masked(batches)
         torch.manual_seed(step_seed(config.seed, state.step, run.world.reader))
         rate = learning_rate(state.step, total, run.resolved.lr, config.schedule, config.warmup, config.decay)
-        with run.watched():
+        with run.watched(batches):
             result = run_step(
                 job.model, run.optimizer, run.objective, batches, rate, config.clip_norm, state.guard, run.clock,
                 run.world,
@@ -91,15 +91,20 @@ def _take_steps(run: Run, total: int, stop: Stop) -> None:
         run.forecast.check(run.log, state.step, total, state.seconds)
         bar.advance(1, f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tok/s  MFU {row['mfu']:.0%}")
         if state.guard.hopeless:
-            skips = f"{state.guard.in_a_row} steps in a row had to be skipped ({result.skipped})"
-            raise MachineError(f"step {state.step}: {skips}; try a lower lr")
+            roll_back(run, str(result.skipped))
+            bar.done = first = state.step
+            began = time.perf_counter()
+            continue
         patient = job.patience is not None
         if run.evaluation_due:
             run.evaluate(config.eval.tokens)
-        every = config.checkpoint.every
-        due = state.step % every == 0 if every else time.monotonic() - saved_at > SAVE_SECONDS
+        every, clock = run.anchor_every, config.checkpoint.every is None and time.monotonic() - saved_at
+        due = (every and state.step % every == 0) or clock > SAVE_SECONDS * (2 if every else 1)
+        due = due and not state.guard.in_a_row  # nothing new to save, and nothing to go back to
         improved = patient and state.val_loss is not None and state.since_best == 0
-        due, stop.asked = run.world.any(due, stop.asked)
+        due, stop.asked = run.world.any(bool(due), stop.asked)
+        if due and every is None:
+            settle_saves(run, state.step - first)
         if due or improved or run.exhausted or stop.asked or state.step == total:
             run.save()
             saved_at = time.monotonic()

@@ -4,7 +4,7 @@ import json
 import math
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def cut_back(run: Path, step: int, evaluated: bool = True) -> None:
+def cut_back(run: Path, step: int, evaluated: bool = True, rollbacks: int = 0) -> None:
     """Forget rows after the checkpoint that the run goes on from: they will be written again.
 
     Args:
         run: the run directory.
         step: the checkpoint's step.
         evaluated: whether the evaluation at that very step stands; the last one comes after its checkpoint.
+        rollbacks: how many the checkpoint knows of; the rows of others stand at the step gone back to.
     """
 
     def stays(row: dict[str, Any]) -> bool:
         redone = not evaluated and row.get("step") == step and ("val_loss" in row or "prompt" in row)
+        redone = redone or row.get("number", 0) > rollbacks
         return row.get("step", 0) <= step and not redone
 
     for name in (METRICS, SAMPLES, JOURNAL):
@@ -83,6 +85,15 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def _numbers(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a row by name; those of nested values as ``key/key``."""
+    for key, value in row.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{key}", value
+
+
 def _line(row: dict[str, Any]) -> str:
     return json.dumps(_finite(row), ensure_ascii=False) + "\n"
 
@@ -90,12 +101,15 @@ def _line(row: dict[str, Any]) -> str:
 class RunLog:
     """Appends rows to a run's files; every row carries its ``step``."""
 
-    def __init__(self, run: Path, step: int, evaluated: bool = True) -> None:
-        """Cut the files back to ``step`` (see ``cut_back``) and open them for the rows after it."""
+    def __init__(
+        self, run: Path, step: int, evaluated: bool = True, rollbacks: int = 0, tracker: Any | None = None
+    ) -> None:
+        """Cut the files back to ``step`` (see ``cut_back``) and open them for the rows after it; a ``tracker`` is told
+        of their numbers."""
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self.run = run
-        cut_back(run, step, evaluated)
+        self.run, self.tracker = run, tracker
+        cut_back(run, step, evaluated, rollbacks)
         with disk_errors(run):
             self._files = {name: (run / name).open("a", encoding="utf-8") for name in (METRICS, SAMPLES, JOURNAL)}
             self._curves = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
@@ -109,11 +123,11 @@ class RunLog:
         """One train or evaluation row; its numbers become TensorBoard curves too."""
         self._append(METRICS, row)
         kind = "val" if "val_loss" in row else "train"
-        for key, value in row.items():
-            parts = value.items() if isinstance(value, dict) else [("", value)]
-            for part, number in parts:
-                if isinstance(number, int | float) and key != "step":
-                    self._curves.add_scalar(f"{kind}/{key}{'/' + part if part else ''}", number, row["step"])
+        numbers = dict(_numbers({key: value for key, value in row.items() if key != "step"}, f"{kind}/"))
+        for name, number in numbers.items():
+            self._curves.add_scalar(name, number, row["step"])
+        if self.tracker is not None:
+            self.tracker.log(row["step"], numbers)
 
     def sample(self, row: dict[str, Any]) -> None:
         """One generated text."""

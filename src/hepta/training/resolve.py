@@ -46,6 +46,7 @@ class Resolved:
     recompute: str = "none"
     processes: int = 1
     total_steps: int = 0
+    save_every: int | None = None  # steps that the first two minutes made, where checkpoint.every is not given
     step_seconds: float | None = None  # measured when ``minutes`` is a budget
     budget: dict[str, Any] = field(default_factory=dict)
 

@@ -10,6 +10,7 @@ from hepta.console import duration, say
 from hepta.stage import Stage, digest_json
 from hepta.training.job import Job, Outcome, State
 from hepta.training.metrics import METRICS, peak_memory_bytes, read_rows
+from hepta.training.profiling import refuse_if_done
 from hepta.training.world import world
 
 
@@ -156,6 +157,7 @@ def finish(stage: Stage, job: Job, outcome: Outcome, data_report: dict[str, Any]
 def already_done(stage: Stage, config: StageConfig) -> TrainingResult:
     """The result of a run finished earlier."""
     assert stage.manifest is not None
+    refuse_if_done(config)
     say(f"{config.output}: already done")
     return TrainingResult(
         output=str(config.output), model=str(Path(config.output) / "model"), **stage.manifest["facts"]

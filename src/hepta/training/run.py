@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from hepta.console import say, warn
+from hepta.data.around import Around, Ranges
+from hepta.model.fresh import check_finite
 from hepta.planning.cost import step_flops
 from hepta.stage import Stage, atomic_directory
 from hepta.training.accelerate import compile_blocks, compile_objective
@@ -30,8 +32,10 @@ from hepta.training.forecast import Forecast
 from hepta.training.guard import Guard
 from hepta.training.held_out import write_documents
 from hepta.training.job import Job, State
+from hepta.training.layers import LayerStatistics
 from hepta.training.metrics import RunLog, peak_memory_bytes, shares, waste
 from hepta.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
+from hepta.training.profiling import Profiler
 from hepta.training.recompute import recompute_blocks
 from hepta.training.resolve import (
     Resolved,
@@ -47,6 +51,7 @@ from hepta.training.schedule import total_steps
 from hepta.training.sharding import shard
 from hepta.training.step import Batch, StepResult, micro_batches, run_step
 from hepta.training.together import agreed_checkpoint, begin, follow_save, open_log
+from hepta.training.tracker import open_tracker
 from hepta.training.usage import MEASURED_AT, MemoryMeter
 from hepta.training.world import world
 
@@ -62,6 +67,8 @@ class Run:
         self.state = State(Guard(config.spike))
         self.resolved = Resolved(**self.world.lead(lambda: asdict(self._resolve())))
         prepare_machine(self.resolved)
+        if self.checkpoint is None:
+            check_finite(job.model)
         shard(job.model, self.world, self.resolved.device)
         job.model.compute_dtype = self.resolved.compute_dtype
         if self.resolved.recompute != "none":
@@ -69,18 +76,54 @@ class Run:
         elif self.resolved.compile:
             compile_blocks(job.model)
         self.objective = compile_objective(job.objective) if self.resolved.compile else job.objective
+        self.whole_order = job.train
         self.optimizer = self._make_optimizer()
         if self.checkpoint is not None:
-            job.restore(self.checkpoint.path)
-            restore_optimizer(job.model, self.optimizer, self.checkpoint.optimizer_tensors())
-            self.state = State.read(self.checkpoint.state, config.spike)
+            self._restore(self.checkpoint)
             say(f"{self.path}: going on from step {self.state.step}")
+        self.profiler = Profiler(self.path, config.profile, self.world.main)
+        self.layers: LayerStatistics | None = None  # of the step under way
         self.clock, self.steps_here = Clock(self.resolved.device), 0  # steps of this process
         restored = sum(t.nbytes for t in optimizer_tensors(job.model, self.optimizer).values())
         self.forecast = Forecast(config, job, self.resolved, restored)
         self.epoch_line = ""  # of an epoch that has just ended
         unfinished = stage.manifest is None and self.state.step == self.resolved.total_steps
-        self.log: RunLog = open_log(self.world, self.path, self.state.step if self.checkpoint else -1, not unfinished)
+        start = self.state.step if self.checkpoint else -1
+        self.tracker = open_tracker(config.tracker, self.path, job.verb) if self.world.main else None
+        self.log: RunLog = open_log(
+            self.world, self.path, start, not unfinished, len(self.state.rollbacks), self.tracker
+        )
+
+    def close(self) -> None:
+        """End what is written row by row."""
+        self.log.close()
+        if self.tracker is not None:
+            self.tracker.close()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Weights, optimizer, state and the way through the data, as a checkpoint has them."""
+        self.job.restore(checkpoint.path)
+        restore_optimizer(self.job.model, self.optimizer, checkpoint.optimizer_tensors())
+        vars(self.state).update(vars(State.read(checkpoint.state, self.config.spike)))
+        self._read_around()
+
+    def _read_around(self) -> None:
+        left_out = self.state.left_out
+        self.job.train = Around(self.whole_order, left_out) if left_out else self.whole_order
+
+    @property
+    def anchor_every(self) -> int | None:
+        """Steps between the checkpoints that the run may go back to; None: not known before the first two minutes."""
+        return self.config.checkpoint.every or self.resolved.save_every
+
+    def go_back(self, checkpoint: Checkpoint, left_out: Ranges, rollbacks: list[int]) -> None:
+        """Stand where a checkpoint of this run stands, with more left out; what was written since is forgotten."""
+        self.optimizer = self._make_optimizer()
+        self._restore(checkpoint)
+        self.state.left_out, self.state.rollbacks = left_out, rollbacks
+        self._read_around()
+        self.log.close()
+        self.log = open_log(self.world, self.path, self.state.step, True, len(rollbacks), self.tracker)
 
     def _resolve(self) -> Resolved:
         old = read_resolved(self.path)
@@ -155,11 +198,20 @@ class Run:
         return sorted(times[1:])[(len(times) - 1) // 2]  # the first one compiles
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Around a step: the second one of a process has its memory measured."""
+    def watched(self, batches: list[Batch]) -> Iterator[None]:
+        """Around a step: some have their layers measured, the second one of a process its memory, later ones may be
+        profiled."""
         self.steps_here += 1
+        every = self.config.statistics
+        self.layers = LayerStatistics(self.job.model) if every and (self.state.step + 1) % every == 0 else None
+        if self.layers is not None:
+            self.layers.activations(self.objective, batches)
+            with self.layers.of(self.optimizer):
+                yield
+            return
         if self.steps_here - 1 != MEASURED_AT:
-            yield
+            with self.profiler.around(self.steps_here, self.state.step + 1):
+                yield
             return
         meter = MemoryMeter(self.job.model, self.optimizer)
         self.clock.watch = meter.leave
@@ -192,6 +244,9 @@ class Run:
         if self.steps_here - 1 == MEASURED_AT:
             row["memory"] = state.memory
         self.log.metrics(row)
+        if self.layers is not None:
+            clipped = min(1.0, config.clip_norm / (result.grad_norm + 1e-6))
+            self.log.metrics({"step": state.step, "layers": self.layers.row(clipped)})
         if result.skipped is not None:
             self._note_skip(result.skipped)
         last = state.step == self.resolved.total_steps
@@ -320,7 +375,7 @@ class Run:
                 follow_save(self.job, None, tensors)
                 return checkpoint_path(self.path, step)
             path = save_checkpoint(self.path, step, lambda place: self.job.save(place, None), tensors, state)
-            prune(self.path, self.config.checkpoint.keep)
+            prune(self.path, self.config.checkpoint.keep, self.anchor_every)
         return path
 
     def publish(self) -> None:

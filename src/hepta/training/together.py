@@ -1,6 +1,7 @@
 """What the processes of a run settle before its first step: who writes, and which checkpoint all go on from."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,14 @@ def refuse_unshared(world: World, config: LoopConfig) -> None:
     """Refuse what cannot be shared out.
 
     Raises:
-        HeptaError: the sequences of a step are no multiple of the processes that read them, or an optimizer reads whole
-            matrices.
+        HeptaError: the sequences of a step are no multiple of the processes that read them, or an optimizer or
+            statistics read whole matrices.
     """
     if world.size > 1 and config.optimizer not in ELEMENTWISE:
         known = f"several processes hold parts of matrices; use {' or '.join(ELEMENTWISE)}, or one process"
         raise HeptaError(f"optimizer {config.optimizer}: wants them whole, {known}")
+    if world.size > 1 and config.statistics is not None:
+        raise HeptaError("statistics: layers are measured where they are whole; leave it out, or train in one process")
     count, readers = config.sequences_per_step, world.readers
     if count % readers:
         more = -(-count // readers) * readers
@@ -66,12 +69,14 @@ def begin(world: World, config: LoopConfig) -> None:
         sweep(config.output)
 
 
-def agreed_checkpoint(world: World, run: Path) -> Checkpoint | None:
-    """The newest sealed checkpoint; the first process checks its seal."""
+def agreed_checkpoint(
+    world: World, run: Path, find: Callable[[Path], Checkpoint | None] = latest_checkpoint
+) -> Checkpoint | None:
+    """The newest sealed checkpoint, or what ``find`` finds; the first process looks and checks its seal."""
     held: list[Checkpoint | None] = []
 
     def work() -> int | None:
-        held.append(latest_checkpoint(run))
+        held.append(find(run))
         return held[0].step if held[0] else None
 
     step = world.lead(work)
@@ -88,9 +93,9 @@ class Silent:
         return lambda *_, **__: None
 
 
-def open_log(world: World, run: Path, step: int, evaluated: bool) -> Any:
+def open_log(world: World, run: Path, step: int, evaluated: bool, rollbacks: int, tracker: Any) -> Any:
     """The run's log where it is written, else one that takes everything and keeps nothing; arguments of ``RunLog``."""
-    return RunLog(run, step, evaluated=evaluated) if world.main else Silent()
+    return RunLog(run, step, evaluated, rollbacks, tracker) if world.main else Silent()
 
 
 def follow_save(job: Job, dtype: torch.dtype | None, tensors: dict[str, Tensor] | None = None) -> None:
