@@ -26,7 +26,7 @@ VERB_HELP = {
     "generate": "continue a prompt",
     "chat": "talk to a chat model",
     "plan": "parameters, memory, tokens and time, before you spend",
-    "doctor": "check the machine",
+    "doctor": "check the machine, or a training run",
     "explain": "look inside a model: attention, attribution, lens, neurons",
     "run": "all stages of a recipe, skipping what is done",
     "report": "a run as one HTML file",

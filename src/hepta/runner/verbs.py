@@ -58,6 +58,7 @@ VERBS: dict[str, Verb] = {
     "plan": Verb("hepta.planning.config:PlanConfig", "hepta.planning.advise:plan_or_advise"),
     "compress quantize": Verb("hepta.compression.config:QuantizeConfig", "hepta.compression.quantize:quantize"),
     "doctor machine": Verb("hepta.planning.config:MachineConfig", "hepta.planning.probe:probe_machine"),
+    "doctor run": Verb("hepta.training.config:RunDoctorConfig", "hepta.training.diagnosis:diagnose"),
     "explain attention": Verb(
         "hepta.explanation.config:AttentionConfig", "hepta.explanation.attention:explain_attention"
     ),

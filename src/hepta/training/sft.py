@@ -52,7 +52,8 @@ def chat_prompt(messages: Sequence[dict[str, str]], tokenizer: Any, held_out: bo
     return Prompt(text, ids, "chat", language_by_script(text), held_out)
 
 
-def _orders(config: SftConfig, tokenizer: Any) -> tuple[SftOrder, SftOrder | None]:
+def conversation_orders(config: SftConfig, tokenizer: Any) -> tuple[SftOrder, SftOrder | None]:
+    """The conversations in a run's order, and those held out; None, with a warning, where nothing is."""
     conversations = load_conversations(config.data, config.bad_rows)
 
     def order(split: Any) -> SftOrder:
@@ -145,7 +146,7 @@ def _prepare(config: SftConfig, base: Path, digest: str) -> tuple[Job, SftOrder,
         kind = model.config.kind
         raise HeptaError(f"{base}: a {kind} model does not hold conversations; sft wants one that predicts next tokens")
     check_matches(tokenizer, model.config.vocab_size, read_hepta_json(base).get("template"))
-    order, held_out = _orders(config, tokenizer)
+    order, held_out = conversation_orders(config, tokenizer)
     provenance = {
         "verb": "sft", "method": config.method, "base": digest, "data": order.digest,
         "sequence_length": config.sequence_length,
