@@ -65,6 +65,7 @@ SMALL = {  # trained for seconds, always
             stages("lstm-score gpt2-score nano-score", "max_documents=8"),
         ]
     ),
+    "pretrain --profile": " ".join(["max_steps=6", *LITTLE[1:], "minutes=null sequence_length=64 compile=off"]),
     "pretrain": " ".join([*LITTLE, "minutes=null sequence_length=64 compile=off"]),
     "sft": " ".join([*LITTLE, "epochs=null sequence_length=64 compile=off"]),
     "compress distill": " ".join([*LITTLE, "minutes=null sequence_length=64 compile=off"]),
@@ -76,6 +77,7 @@ SMALLER = {  # only where nothing is proven
     "generate": "max_new_tokens=4",
     "chat": "max_new_tokens=4",
     "eval": "max_documents=8",
+    "compare out/demo/base out/demo/lstm": "",  # training runs, from what they left
     "compare": "max_documents=8 rounds=1",
     "explain neurons": "tokens=256",
     "compress quantize": "sequences=8 sequence_length=128",

@@ -22,7 +22,7 @@ VERB_HELP = {
     "predict": "ask a tuned model about texts",
     "compress": "smaller models, measured: quantize, prune, distill",
     "eval": "bits per byte and perplexity on text",
-    "compare": "what a smaller model costs beside its original, and saves",
+    "compare": "a smaller model beside its original, or training runs beside each other",
     "generate": "continue a prompt",
     "chat": "talk to a chat model",
     "plan": "parameters, memory, tokens and time, before you spend",

@@ -53,6 +53,7 @@ VERBS: dict[str, Verb] = {
     "compress prune": Verb("hepta.compression.config:PruneConfig", "hepta.compression.prune:prune"),
     "eval": Verb("hepta.evaluation.config:EvalConfig", "hepta.evaluation.text:evaluate_text"),
     "compare": Verb("hepta.evaluation.config:CompareConfig", "hepta.compression.compare:compare_models"),
+    "compare runs": Verb("hepta.training.config:RunsConfig", "hepta.reports.runs:compare_runs"),
     "generate": Verb("hepta.generation.config:GenerateConfig", "hepta.generation.generate:generate"),
     "chat": Verb("hepta.generation.config:ChatConfig", "hepta.generation.chat:chat"),
     "plan": Verb("hepta.planning.config:PlanConfig", "hepta.planning.advise:plan_or_advise"),
