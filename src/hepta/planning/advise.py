@@ -220,4 +220,4 @@ def show_advice(advice: Advice) -> str:
     lines = [f"{advice.minutes:g} minutes on this machine: {advice.advised}", *table_text(rows)]
     lines.append(f"sequences of {advice.sequence_length}, {advice.batch_tokens:,} tokens a step, lr {advice.lr:.2g}")
     lines += [f"- {reason}" for reason in advice.reasons]
-    return "\n".join([*lines, "", advice.command])
+    return "\n".join([*lines, f"train it:  {advice.command}"])
