@@ -96,8 +96,9 @@ def refusals() -> list[str]:
 def two(folder: str) -> dict[str, Any]:
     """Everything the default tests ask of two processes, in one group, as starting one takes seconds."""
     here, run = world(), str(Path(folder) / "run")
+    keys = {"max_steps": 8, "schedule": "constant", "warmup": 1, "eval": {"every": 4, "tokens": 256}}
     split = World(here.rank, 2, tensor=2)
     return {
         "cut": steps(here), "spoilt": steps(here, spoilt=2), "heads": steps(split, untied()),
-        "refusals": refusals(), "run": whole_run({"output": run, "max_steps": 8, "schedule": "constant", "warmup": 1}),
+        "refusals": refusals(), "run": whole_run({"output": run, **keys}),
     }  # fmt: skip

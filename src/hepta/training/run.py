@@ -48,7 +48,7 @@ from hepta.training.resolve import (
 )  # fmt: skip
 from hepta.training.samples import answer
 from hepta.training.schedule import total_steps
-from hepta.training.sharding import shard
+from hepta.training.sharding import reshard, shard
 from hepta.training.step import Batch, StepResult, micro_batches, run_step
 from hepta.training.together import agreed_checkpoint, begin, follow_save, open_log
 from hepta.training.tracker import open_tracker
@@ -311,7 +311,9 @@ class Run:
     def evaluate(self, most_tokens: int | None) -> dict[str, Any]:
         """Score the held-out data, answer the sample prompts, write both."""
         with self.clock.phase("evaluation"):
-            return self._evaluate(most_tokens)
+            row = self._evaluate(most_tokens)
+            reshard(self.job.model)
+        return row
 
     def _evaluate(self, most_tokens: int | None) -> dict[str, Any]:
         job, row = self.job, {"step": self.state.step}

@@ -46,6 +46,16 @@ def shard(model: Any, world: World, device: str, mesh: Any = None) -> None:
             part.set_force_sum_reduction_for_comms(True)  # gloo knows no division
 
 
+def reshard(model: Any) -> None:
+    """After forward passes without a backward pass, drop what the root has gathered.
+
+    Its whole tensors stand in for its parts until then, and the optimizer's moments would not be found under them.
+    """
+    for part in model.modules():
+        if hasattr(part, "reshard"):
+            part.reshard()
+
+
 def split_matrices(model: Any, mesh: Any) -> None:
     """Cut each layer's matrices over the processes of ``mesh``: q, k, v, gate and up by outputs, o and down by inputs.
 
