@@ -66,12 +66,15 @@ SMALL = {  # trained for seconds, always
         ]
     ),
     "pretrain --profile": " ".join(["max_steps=6", *LITTLE[1:], "minutes=null sequence_length=64 compile=off"]),
+    "pretrain --output out/stable": " ".join([*LITTLE, "sequence_length=64 compile=off checkpoint.every=1"]),
+    "pretrain --branch": " ".join([*LITTLE, "sequence_length=64 compile=off branch=out/stable@1"]),
     "pretrain": " ".join([*LITTLE, "minutes=null sequence_length=64 compile=off"]),
     "sft": " ".join([*LITTLE, "epochs=null sequence_length=64 compile=off"]),
     "compress distill": " ".join([*LITTLE, "minutes=null sequence_length=64 compile=off"]),
     "compress prune --data": " ".join([*LITTLE, "minutes=null sequence_length=64 compile=off"]),
     "tune": "max_steps=2 epochs=null compile=off vocab_size=1024",
 }
+PRINTED_AS_OPTIONS = {"--vocab-size": "vocab_size", "--max-new-tokens": "max_new_tokens", "--branch": "branch"}
 SMALLER = {  # only where nothing is proven
     "tokenizer train": "vocab_size=1024 sample_bytes=300000",
     "generate": "max_new_tokens=4",
@@ -278,7 +281,7 @@ class Place:
             self.other.add("out/" + Path(stage[2]).stem)
         replaced = {word.partition("=")[0] for word in overrides}
         stage = [word for word in stage if word.partition("=")[0] not in replaced]
-        for option, key in (("--vocab-size", "vocab_size"), ("--max-new-tokens", "max_new_tokens")):
+        for option, key in PRINTED_AS_OPTIONS.items():
             if option in stage and key in replaced:
                 del stage[stage.index(option) : stage.index(option) + 2]
         return stage + overrides, True

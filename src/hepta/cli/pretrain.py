@@ -17,6 +17,7 @@ def pretrain(
     model: Annotated[str | None, typer.Option(help="preset (nano … 7b, gpt2-nano, bert-nano) or directory")] = None,
     objective: Annotated[str | None, typer.Option(help="causal (next token) or masked (BERT)")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw, muon, adafactor, sgd or adamw8bit")] = None,
+    branch: Annotated[str | None, typer.Option(help="RUN@STEP: another run's checkpoint to go on from")] = None,
     output: Annotated[Path | None, typer.Option(help="run directory")] = None,
     profile: Annotated[int | None, typer.Option(help="steps to record; a trace and a table in RUN/profile")] = None,
     nproc: Annotated[int | None, typer.Option(help="processes on this machine that train together")] = None,
@@ -32,5 +33,5 @@ def pretrain(
     hepta pretrain --data out/tokens --objective masked --output out/bert minutes=5
     """
     options = {"data": data, "model": model, "objective": objective, "output": output, "fresh": fresh}
-    options |= {"optimizer": optimizer, "profile": profile, "nproc": nproc}
+    options |= {"optimizer": optimizer, "profile": profile, "nproc": nproc, "branch": branch}
     execute("pretrain", options, overrides, config, dry_run, as_json)

@@ -166,14 +166,19 @@ def prune(run: Path, keep: int, every: int | None = None) -> None:
             shutil.rmtree(hidden, ignore_errors=True)
 
 
+def link_files(files: Iterable[Path], directory: Path) -> None:
+    """Hard links of files in another directory; copies on a file system without them."""
+    for file in sorted(files):
+        if file.is_file():
+            try:
+                os.link(file, directory / file.name)
+            except OSError:
+                shutil.copyfile(file, directory / file.name)
+
+
 def publish(run: Path, checkpoint: Path) -> Path:
     """Make ``RUN/model``: hard links to the model files of a sealed checkpoint."""
     target = run / "model"
     with atomic_directory(target) as directory:
-        for file in sorted(checkpoint.iterdir()):
-            if file.is_file() and file.name not in OWN_FILES:
-                try:
-                    os.link(file, directory / file.name)
-                except OSError:  # a file system without hard links
-                    shutil.copyfile(file, directory / file.name)
+        link_files((file for file in checkpoint.iterdir() if file.name not in OWN_FILES), directory)
     return target

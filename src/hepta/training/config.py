@@ -1,6 +1,7 @@
 """The keys of training: what ``hepta pretrain`` and ``hepta sft`` accept (no torch here)."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -123,6 +124,30 @@ class ProcessKeys(Config):
     tensor_parallel: int = operational(1, "processes that split each layer's matrices, a divisor of nproc", ge=1)
 
 
+def branch_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """Keys of a branch with what follows from them: ``schedule`` wsd, and ``max_steps`` where no budget is given.
+
+    Raises:
+        ValueError: keys that do not go together.
+    """
+    found = re.fullmatch(r".+@([1-9]\d*)", str(values["branch"]))
+    if found is None:
+        raise ValueError("branch: give RUN@STEP, for example out/base@1000")
+    step, budgeted = int(found[1]), any(values.get(name) for name in LoopConfig.fields_of_kind("budget"))
+    if values.get("schedule", "wsd") != "wsd":
+        raise ValueError("branch: its rate falls linearly to 0; leave schedule out")
+    if budgeted and "decay" in values:
+        raise ValueError("decay: the rate of a branch falls over all of its budget; give one of the two")
+    if isinstance(values.get("max_steps"), int) and values["max_steps"] <= step:
+        raise ValueError(f"max_steps: counts from the start of the run that is branched at {step}; give more")
+    if not budgeted:
+        decay = values.get("decay", LoopConfig.model_fields["decay"].default)
+        if not isinstance(decay, float) or not 0 < decay < 1:
+            raise ValueError("decay: of a branch, wants a share above 0 and below 1")
+        values = {**values, "max_steps": max(step + 1, round(step / (1 - decay)))}
+    return {**values, "schedule": "wsd"}
+
+
 class ShardsConfig(TrainingConfig):
     """What the verbs share that learn from token shards."""
 
@@ -139,6 +164,19 @@ class PretrainConfig(ShardsConfig, ProcessKeys):
     model: str = input_path(
         "auto", doc="preset (nano … 7b, gpt2-nano, bert-nano) or directory to go on from; auto: nano or bert-nano"
     )
+    branch: str | None = identity(
+        None, "RUN@STEP: go on from that checkpoint of another run, the rate falling to 0 (schedule wsd)"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fall_from_the_branch(cls, values: Any) -> Any:
+        return branch_keys(values) if isinstance(values, dict) and values.get("branch") is not None else values
+
+    @property
+    def branch_step(self) -> int:
+        """Step at which the run leaves another one; 0 where it is a run of its own."""
+        return int(self.branch.rpartition("@")[2]) if self.branch else 0
 
 
 def _one_is_a_list(value: Any) -> Any:

@@ -34,6 +34,7 @@ class Job:
     answer: Callable[[Sequence[Prompt]], list[str]] | None = None  # None: greedy continuations
     patience: int | None = None  # evaluations without a lower val_loss that end the run; the best weights are kept
     by_epoch: bool = False  # evaluate where epochs end, unless ``eval.every`` says otherwise
+    begun_at: int = 0  # step of another run's checkpoint from which this one goes on, its rate falling
     describe: Callable[[dict[str, Any]], str] | None = None  # an evaluation row as one line; None: a language model's
 
 

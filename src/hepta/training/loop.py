@@ -16,7 +16,6 @@ from hepta.training.job import Job, Outcome
 from hepta.training.metrics import METRICS, read_rows
 from hepta.training.rollback import follow, roll_back, settle_saves
 from hepta.training.run import Run
-from hepta.training.schedule import learning_rate
 from hepta.training.step import run_step
 from hepta.training.stop import Stop, stop_signals
 
@@ -81,7 +80,7 @@ def _take_steps(run: Run, total: int, stop: Stop) -> None:
     for batches in run.clock.waiting(follow(run, total)):
         run.warn_masked(batches)
         torch.manual_seed(step_seed(config.seed, state.step, run.world.reader))
-        rate = learning_rate(state.step, total, run.resolved.lr, config.schedule, config.warmup, config.decay)
+        rate = run.rate()
         with run.watched(batches):
             result = run_step(
                 job.model, run.optimizer, run.objective, batches, rate, config.clip_norm, state.guard, run.clock,

@@ -20,6 +20,7 @@ from hepta.planning.rates import automatic_lr
 from hepta.stage import withdraw_if_refused
 from hepta.tokenizer.contract import add_mask
 from hepta.tokenizer.load import Tokenizer, check_matches, load_tokenizer
+from hepta.training.branch import begin_branch
 from hepta.training.config import LoopConfig, PretrainConfig, ShardsConfig
 from hepta.training.counting import count
 from hepta.training.job import Job
@@ -59,6 +60,7 @@ def pretrain(config: PretrainConfig) -> TrainingResult:
     if stage.state == "done":
         return already_done(stage, config)
     with withdraw_if_refused(stage):
+        world().lead(lambda: begin_branch(config, stage))
         job, order = _prepare(config, manifest)
     outcome = train(config, stage, job)
     return finish(stage, job, outcome, {"sequences_per_epoch": order.sequences_per_epoch, "waste": order.waste})
@@ -77,13 +79,14 @@ def _prepare(config: PretrainConfig, manifest: dict[str, Any]) -> tuple[Job, Tok
     provenance = {
         "verb": "pretrain", "objective": config.objective, "model": name, "data": manifest["digest"],
         "seed": config.seed, "sequence_length": config.sequence_length,
-    }  # fmt: skip
+    } | ({"branch": config.branch} if config.branch else {})  # fmt: skip
     job = Job(
         verb="pretrain", model=model, tokenizer=tokenizer, train=train_order, held_out=held_out,
         prompts=[] if masked else completion_prompts(config.sample_prompts, tokenizer),
         lr=automatic_lr(model.config) * (1.0 if name in PRESETS else 0.2),
         save=lambda place, dtype: save_model(model, place, tokenizer_dir, dtype, provenance),
         restore=lambda place: restore_weights(model, place), objective=Causal(config.z_loss),
+        begun_at=config.branch_step,
     )  # fmt: skip
     if masked:
         mask(job, config.seed, config.sample_prompts)

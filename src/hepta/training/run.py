@@ -47,7 +47,7 @@ from hepta.training.resolve import (
     write_resolved,
 )  # fmt: skip
 from hepta.training.samples import answer
-from hepta.training.schedule import total_steps
+from hepta.training.schedule import learning_rate, total_steps
 from hepta.training.sharding import reshard, shard
 from hepta.training.step import Batch, StepResult, micro_batches, run_step
 from hepta.training.together import agreed_checkpoint, begin, follow_save, open_log
@@ -155,6 +155,8 @@ class Run:
                 1, int((config.minutes * 60 - spent) * 0.95 / seconds)
             )  # the rest: evaluations and saves
             affordable = self.world.lead(lambda: affordable)
+            here = max(1, int((config.minutes * 60 - spent) * 0.95 / seconds))  # the rest: evaluations and saves
+            affordable = self.job.begun_at + here
         per_step = config.sequences_per_step
         limits = (config.max_steps, config.tokens, config.epochs, affordable)
         total = total_steps(self.tokens_per_step, per_step, self.job.train.sequences_per_epoch, *limits)
@@ -183,6 +185,12 @@ class Run:
         per_step, order = self.config.sequences_per_step, self.job.train
         some = [micro_batches(order, step, per_step, self.resolved.micro_batch) for step in range(4)]
         return sum(order.count_tokens(step * per_step, part) for step, part in enumerate(some)) / len(some)
+
+    def rate(self) -> float:
+        """Learning rate of the step under way. A branch has been warmed up, and falls from its first step on."""
+        config, total, start = self.config, self.resolved.total_steps, self.job.begun_at
+        warmup, decay = (start, (total - start) / total) if start else (config.warmup, config.decay)
+        return learning_rate(self.state.step, total, self.resolved.lr, config.schedule, warmup, decay)
 
     def _measure(self) -> float:
         """Seconds of one step: a few steps with learning rate 0 and an optimizer thrown away after."""
