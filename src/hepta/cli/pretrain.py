@@ -16,6 +16,7 @@ def pretrain(
     data: Annotated[Path | None, typer.Option(help="token shards (hepta tokens build)")] = None,
     model: Annotated[str | None, typer.Option(help="preset (nano … 7b, gpt2-nano, bert-nano) or directory")] = None,
     objective: Annotated[str | None, typer.Option(help="causal (next token) or masked (BERT)")] = None,
+    lr: Annotated[str | None, typer.Option(help="peak learning rate, auto or find")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw, muon, adafactor, sgd or adamw8bit")] = None,
     branch: Annotated[str | None, typer.Option(help="RUN@STEP: another run's checkpoint to go on from")] = None,
     output: Annotated[Path | None, typer.Option(help="run directory")] = None,
@@ -33,5 +34,5 @@ def pretrain(
     hepta pretrain --data out/tokens --objective masked --output out/bert minutes=5
     """
     options = {"data": data, "model": model, "objective": objective, "output": output, "fresh": fresh}
-    options |= {"optimizer": optimizer, "profile": profile, "nproc": nproc, "branch": branch}
+    options |= {"optimizer": optimizer, "profile": profile, "nproc": nproc, "branch": branch, "lr": lr}
     execute("pretrain", options, overrides, config, dry_run, as_json)

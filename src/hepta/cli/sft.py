@@ -16,6 +16,7 @@ def sft(
     model: Annotated[str | None, typer.Option(help="model directory or run to start from")] = None,
     data: Annotated[list[str] | None, typer.Option(help="conversations; may be given several times")] = None,
     method: Annotated[str | None, typer.Option(help="full or lora")] = None,
+    lr: Annotated[str | None, typer.Option(help="peak learning rate, auto or find")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw, muon, adafactor, sgd or adamw8bit")] = None,
     output: Annotated[Path | None, typer.Option(help="run directory")] = None,
     profile: Annotated[int | None, typer.Option(help="steps to record; a trace and a table in RUN/profile")] = None,
@@ -30,5 +31,5 @@ def sft(
     Example: hepta sft --model out/base --data data/chat-en --data data/chat-zh --output out/chat epochs=3
     """
     options = {"model": model, "data": data or None, "method": method, "output": output, "fresh": fresh}
-    options |= {"optimizer": optimizer, "profile": profile, "nproc": nproc}
+    options |= {"optimizer": optimizer, "profile": profile, "nproc": nproc, "lr": lr}
     execute("sft", options, overrides, config, dry_run, as_json)

@@ -16,6 +16,7 @@ def tune(
     task: Annotated[str | None, typer.Option(help="classify, regress or translate")] = None,
     model: Annotated[str | None, typer.Option(help="preset, model directory, run or catalogue name")] = None,
     data: Annotated[list[str] | None, typer.Option(help="CSV, JSON Lines …; may be given several times")] = None,
+    lr: Annotated[str | None, typer.Option(help="peak learning rate, auto or find")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw, muon, adafactor, sgd or adamw8bit")] = None,
     output: Annotated[Path | None, typer.Option(help="run directory")] = None,
     profile: Annotated[int | None, typer.Option(help="steps to record; a trace and a table in RUN/profile")] = None,
@@ -29,5 +30,5 @@ def tune(
     Example: hepta tune --task classify --model minilm-l6 --data my.csv --output out/run
     """
     options = {"task": task, "model": model, "data": data or None, "output": output, "fresh": fresh}
-    options |= {"optimizer": optimizer, "profile": profile}
+    options |= {"optimizer": optimizer, "profile": profile, "lr": lr}
     execute("tune", options, overrides, config, dry_run, as_json)

@@ -1,5 +1,6 @@
 """The keys of training: what ``hepta pretrain`` and ``hepta sft`` accept (no torch here)."""
 
+import contextlib
 import math
 import re
 from pathlib import Path
@@ -40,7 +41,9 @@ class LoopConfig(StageConfig):
         None, "end after this many passes over the data; the budget reached first ends", gt=0
     )
     seed: int = identity(7, "seed of weights, data order and dropout", ge=0)
-    lr: float | Literal["auto"] = identity("auto", "peak learning rate; auto: by width and optimizer")
+    lr: float | Literal["auto", "find"] = identity(
+        "auto", "peak learning rate; auto: by width and optimizer; find: by a test of up to 100 steps before the first"
+    )
     schedule: Literal["cosine", "wsd", "linear", "constant"] = identity(
         "cosine", "learning rate after warm-up; all but constant end near 0"
     )
@@ -86,8 +89,11 @@ class LoopConfig(StageConfig):
     @field_validator("lr", mode="before")
     @classmethod
     def _a_rate(cls, value: Any) -> Any:
-        if value != "auto" and not (isinstance(value, int | float) and 0 < value < math.inf):
-            raise ValueError("give a number above 0, or auto")
+        if isinstance(value, str) and value not in ("auto", "find"):
+            with contextlib.suppress(ValueError):
+                value = float(value)
+        if value not in ("auto", "find") and not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise ValueError("give a number above 0, auto or find")
         return value
 
     @property

@@ -120,7 +120,7 @@ def resolve(config: LoopConfig, shape: Shape, lr: float, tokens: float, trained:
         recompute = pick_recompute(shape, setting, STATE_BYTES * trained, device, compiled)
     return Resolved(
         precision=precision, device=device, threads=threads, compile=compiled, micro_batch=micro, recompute=recompute,
-        lr=lr * rate_factor(config.optimizer, shape.hidden_size) if config.lr == "auto" else config.lr,
+        lr=lr * rate_factor(config.optimizer, shape.hidden_size) if isinstance(config.lr, str) else config.lr,
         peak_gflops=peak, processes=world().size,
         processor=processor_name(), torch_version=str(torch.__version__),
     )  # fmt: skip

@@ -28,6 +28,7 @@ from hepta.training.checkpoint import (
 from hepta.training.clock import Clock
 from hepta.training.config import LoopConfig
 from hepta.training.evaluate import bytes_per_token, describe_evaluation, evaluate
+from hepta.training.find import find_rate
 from hepta.training.forecast import Forecast
 from hepta.training.guard import Guard
 from hepta.training.held_out import write_documents
@@ -77,7 +78,7 @@ class Run:
             compile_blocks(job.model)
         self.objective = compile_objective(job.objective) if self.resolved.compile else job.objective
         self.whole_order = job.train
-        self.optimizer = self._make_optimizer()
+        self.optimizer = self.make_optimizer()
         if self.checkpoint is not None:
             self._restore(self.checkpoint)
             say(f"{self.path}: going on from step {self.state.step}")
@@ -118,7 +119,7 @@ class Run:
 
     def go_back(self, checkpoint: Checkpoint, left_out: Ranges, rollbacks: list[int]) -> None:
         """Stand where a checkpoint of this run stands, with more left out; what was written since is forgotten."""
-        self.optimizer = self._make_optimizer()
+        self.optimizer = self.make_optimizer()
         self._restore(checkpoint)
         self.state.left_out, self.state.rollbacks = left_out, rollbacks
         self._read_around()
@@ -137,7 +138,8 @@ class Run:
         trained = sum(parameter.numel() for parameter in self.job.model.parameters() if parameter.requires_grad)
         return resolve(config, self.job.model.config, self.job.lr, most, trained)
 
-    def _make_optimizer(self) -> torch.optim.Optimizer:
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """A fresh optimizer of the model's trainable parameters."""
         config = self.config
         return make_optimizer(self.job.model, config.weight_decay, config.optimizer, config.layer_decay)
 
@@ -147,6 +149,8 @@ class Run:
         budget = {key: getattr(config, key) for key in config.fields_of_kind("budget")}
         if self.resolved.total_steps and self.resolved.budget == budget:
             return self.resolved.total_steps
+        if config.lr == "find" and self.checkpoint is None and not self.resolved.total_steps:
+            self.resolved = replace(self.resolved, lr=find_rate(self))
         seconds, affordable = self.resolved.step_seconds, None
         if config.minutes is not None:
             seconds = seconds or self._measure()
@@ -194,7 +198,7 @@ class Run:
 
     def _measure(self) -> float:
         """Seconds of one step: a few steps with learning rate 0 and an optimizer thrown away after."""
-        optimizer, guard = self._make_optimizer(), Guard(float("inf"))
+        optimizer, guard = self.make_optimizer(), Guard(float("inf"))
         per_step, micro = self.config.sequences_per_step, self.resolved.micro_batch
         times: list[float] = []
         while len(times) < 3 or (len(times) < 8 and sum(times[1:]) < 5):
