@@ -16,6 +16,7 @@ from hepta.training.job import Job, Outcome
 from hepta.training.metrics import METRICS, read_rows
 from hepta.training.rollback import follow, roll_back, settle_saves
 from hepta.training.run import Run
+from hepta.training.schedule import learning_rate
 from hepta.training.step import run_step
 from hepta.training.stop import Stop, stop_signals
 
@@ -66,6 +67,13 @@ def train(config: LoopConfig, stage: Stage, job: Job) -> Outcome:
     return Outcome(run.state, run.resolved, before, final, mean, weights_digest(trained))
 
 
+def _rate(run: Run) -> float:
+    """Learning rate of the step under way. A branch has been warmed up, and falls from its first step on."""
+    config, total, start = run.config, run.resolved.total_steps, run.job.begun_at
+    warmup, decay = (start, (total - start) / total) if start else (config.warmup, config.decay)
+    return learning_rate(run.state.step, total, run.resolved.lr, config.schedule, warmup, decay)
+
+
 def _take_steps(run: Run, total: int, stop: Stop) -> None:
     config, state, job = run.config, run.state, run.job
     bar = Progress(job.verb, total, "steps")
@@ -80,7 +88,7 @@ def _take_steps(run: Run, total: int, stop: Stop) -> None:
     for batches in run.clock.waiting(follow(run, total)):
         run.warn_masked(batches)
         torch.manual_seed(step_seed(config.seed, state.step, run.world.reader))
-        rate = run.rate()
+        rate = _rate(run)
         with run.watched(batches):
             result = run_step(
                 job.model, run.optimizer, run.objective, batches, rate, config.clip_norm, state.guard, run.clock,

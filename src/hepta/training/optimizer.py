@@ -19,12 +19,12 @@ Group = dict[str, Any]
 
 
 def rate_factor(name: str, width: int) -> float:
-    """What an optimizer's rate is to AdamW's, at its best for the same model.
+    """What an optimizer's rate is to AdamW's, at its best for the same model (docs/log.md has the sweep).
 
-    AdamW, in 8 bits too, and Muon as scaled here move weights by their rate itself. Adafactor's rate is a share of a
-    weight's size, about 1/√width. SGD's multiplies gradients, whose norm is at most ``clip_norm``.
+    In 8 bits AdamW wants the same. Muon's elements, scaled to AdamW's size, stand twice its rate. Adafactor's rate is a
+    share of a weight's size, about 1/√width. SGD's multiplies gradients, whose norm is at most ``clip_norm``.
     """
-    return {"adafactor": width**0.5, "sgd": 100.0}.get(name, 1.0)
+    return {"muon": 2.0, "adafactor": width**0.5, "sgd": 250.0}.get(name, 1.0)
 
 
 def embedding_ids(model: nn.Module) -> set[int]:

@@ -48,7 +48,7 @@ from hepta.training.resolve import (
     write_resolved,
 )  # fmt: skip
 from hepta.training.samples import answer
-from hepta.training.schedule import learning_rate, total_steps
+from hepta.training.schedule import total_steps
 from hepta.training.sharding import reshard, shard
 from hepta.training.step import Batch, StepResult, micro_batches, run_step
 from hepta.training.together import agreed_checkpoint, begin, follow_save, open_log
@@ -140,8 +140,7 @@ class Run:
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """A fresh optimizer of the model's trainable parameters."""
-        config = self.config
-        return make_optimizer(self.job.model, config.weight_decay, config.optimizer, config.layer_decay)
+        return make_optimizer(self.job.model, self.config.weight_decay, self.config.optimizer, self.config.layer_decay)
 
     def settle_steps(self) -> int:
         """Turn the budgets into a number of steps, once; the same budgets later give the same number."""
@@ -159,8 +158,7 @@ class Run:
                 1, int((config.minutes * 60 - spent) * 0.95 / seconds)
             )  # the rest: evaluations and saves
             affordable = self.world.lead(lambda: affordable)
-            here = max(1, int((config.minutes * 60 - spent) * 0.95 / seconds))  # the rest: evaluations and saves
-            affordable = self.job.begun_at + here
+            affordable = self.job.begun_at + max(1, int((config.minutes * 60 - spent) * 0.95 / seconds))  # rest: saves
         per_step = config.sequences_per_step
         limits = (config.max_steps, config.tokens, config.epochs, affordable)
         total = total_steps(self.tokens_per_step, per_step, self.job.train.sequences_per_epoch, *limits)
@@ -189,12 +187,6 @@ class Run:
         per_step, order = self.config.sequences_per_step, self.job.train
         some = [micro_batches(order, step, per_step, self.resolved.micro_batch) for step in range(4)]
         return sum(order.count_tokens(step * per_step, part) for step, part in enumerate(some)) / len(some)
-
-    def rate(self) -> float:
-        """Learning rate of the step under way. A branch has been warmed up, and falls from its first step on."""
-        config, total, start = self.config, self.resolved.total_steps, self.job.begun_at
-        warmup, decay = (start, (total - start) / total) if start else (config.warmup, config.decay)
-        return learning_rate(self.state.step, total, self.resolved.lr, config.schedule, warmup, decay)
 
     def _measure(self) -> float:
         """Seconds of one step: a few steps with learning rate 0 and an optimizer thrown away after."""
