@@ -157,8 +157,7 @@ class Run:
             affordable = max(
                 1, int((config.minutes * 60 - spent) * 0.95 / seconds)
             )  # the rest: evaluations and saves
-            affordable = self.world.lead(lambda: affordable)
-            affordable = self.job.begun_at + max(1, int((config.minutes * 60 - spent) * 0.95 / seconds))  # rest: saves
+            affordable = self.job.begun_at + self.world.lead(lambda: affordable)
         per_step = config.sequences_per_step
         limits = (config.max_steps, config.tokens, config.epochs, affordable)
         total = total_steps(self.tokens_per_step, per_step, self.job.train.sequences_per_epoch, *limits)
