@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from hepta.config import HeptaError
 from hepta.model.attention import attend, segment_bias
-from hepta.model.layers import Embedding, LayerNorm, Linear, join_heads, keyed_normal, split_heads
+from hepta.model.layers import Embedding, LayerNorm, Linear, fill_normal, join_heads, split_heads
 from hepta.model.learned import BertShape
 from hepta.model.network import Cache, Network, Stored, count_positions
 
@@ -232,7 +232,7 @@ class Bert(Network):
                 parameter.fill_(1.0 if "LayerNorm.weight" in name else 0.0)
                 continue
             std = self.config.hidden_size**-0.5 if "word_embeddings" in name else 0.02
-            parameter.copy_(keyed_normal(seed, name, parameter.shape, std))
+            fill_normal(parameter, seed, name, std)
 
     def from_disk(self, name: str, tensor: Tensor) -> Stored | None:
         """Old files say gamma and beta; files of the bare encoder lack ``bert.``; the decoder's copies are tied."""

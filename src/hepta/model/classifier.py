@@ -26,7 +26,7 @@ from hepta.model.adapters import (
     save_adapter,
 )  # fmt: skip
 from hepta.model.families import FAMILIES, PRESETS, from_hf, network_class, preset, to_hf
-from hepta.model.layers import Linear, keyed_normal
+from hepta.model.layers import Linear, fill_normal
 from hepta.model.load import (
     ADAPTER,
     assign,
@@ -136,9 +136,7 @@ class Classifier(nn.Module):
         """Draw the head, and BERT's pooler with it: N(0, 0.02²), biases 0."""
         for name, parameter in self.named_parameters():
             if name in self.head_names():
-                parameter.zero_() if parameter.ndim == 1 else parameter.copy_(
-                    keyed_normal(seed, name, parameter.shape, 0.02)
-                )
+                parameter.zero_() if parameter.ndim == 1 else fill_normal(parameter, seed, name, 0.02)
 
     def head_names(self) -> list[str]:
         """Names of the parameters that no language model brings: trained also where the body is frozen."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from hepta.model.attention import attend, causal_bias
 from hepta.model.config import ModelConfig
-from hepta.model.layers import Embedding, Linear, RMSNorm, join_heads, keyed_normal
+from hepta.model.layers import Embedding, Linear, RMSNorm, fill_normal, join_heads
 from hepta.model.network import Cache, Network, Stored, count_positions, untied_head
 
 
@@ -189,4 +189,4 @@ class Decoder(Network):
             std = {"model.embed_tokens.weight": self.config.hidden_size**-0.5, "lm_head.weight": 0.02}.get(name, small)
             if "o_proj" in name or "down_proj" in name:
                 std /= (2 * self.config.num_layers) ** 0.5
-            parameter.copy_(keyed_normal(seed, name, parameter.shape, std))
+            fill_normal(parameter, seed, name, std)

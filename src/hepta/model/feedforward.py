@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from hepta.model.cache import Slots
 from hepta.model.history import FeedForwardShape
-from hepta.model.layers import Embedding, Linear, keyed_normal
+from hepta.model.layers import Embedding, Linear, fill_normal
 from hepta.model.network import Network, untied_head
 
 
@@ -86,4 +86,4 @@ class FeedForward(Network):
                 parameter.zero_()
                 continue
             std = 0.02 if name == "lm_head.weight" else parameter.shape[1] ** -0.5
-            parameter.copy_(keyed_normal(seed, name, parameter.shape, std))
+            fill_normal(parameter, seed, name, std)

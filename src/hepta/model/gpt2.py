@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hepta.model.attention import attend, causal_bias
-from hepta.model.layers import Embedding, LayerNorm, Linear, join_heads, keyed_normal, split_heads
+from hepta.model.layers import Embedding, LayerNorm, Linear, fill_normal, join_heads, split_heads
 from hepta.model.learned import GPT2Shape
 from hepta.model.network import Cache, Network, Stored, count_positions, untied_head
 
@@ -149,7 +149,7 @@ class GPT2(Network):
             std = self.config.hidden_size**-0.5 if name == "transformer.wte.weight" else 0.02
             if "c_proj" in name:
                 std /= (2 * self.config.num_layers) ** 0.5
-            parameter.copy_(keyed_normal(seed, name, parameter.shape, std))
+            fill_normal(parameter, seed, name, std)
 
     def from_disk(self, name: str, tensor: Tensor) -> Stored | None:
         """Turn the transposed matrices (integers lie as (out, in)); a bare body's files lack ``transformer.``."""

@@ -5,6 +5,8 @@ import xxhash
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+DRAWN = 1 << 22  # fresh weights drawn at a time
+
 
 class Linear(nn.Linear):
     """``x Wᵀ + b`` in x's dtype: float32 masters are cast here, and their gradients come back in float32."""
@@ -61,7 +63,12 @@ def join_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def keyed_normal(seed: int, name: str, shape: torch.Size, std: float) -> Tensor:
-    """Fresh weights N(0, std²) from a stream keyed by (seed, name), so the order of parameters is free."""
+@torch.no_grad()
+def fill_normal(parameter: Tensor, seed: int, name: str, std: float) -> None:
+    """Fresh weights N(0, std²) in place, from a stream keyed by (seed, name), so the order of parameters is free.
+
+    A part at a time, so that a large matrix of 16-bit weights never has a 32-bit copy of itself.
+    """
     generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(f"{seed}/{name}".encode()) >> 1)
-    return torch.randn(shape, generator=generator) * std
+    for part in parameter.view(-1).split(DRAWN):
+        part.copy_(torch.randn(part.shape, generator=generator) * std)

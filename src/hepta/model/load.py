@@ -98,7 +98,7 @@ def weight_files(directory: Path) -> dict[Path, list[str] | None]:
 
 
 def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
-    """Each stored tensor by name, one file mapped at a time.
+    """Each stored tensor by name, mapped alone: what was read before does not stay in memory.
 
     Raises:
         HeptaError: a file is missing, cut short, or not safetensors.
@@ -107,9 +107,10 @@ def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
         try:
             with safe_open(file, framework="pt") as stored:
                 present = set(stored.keys())
-                for name in names if names is not None else sorted(present):
-                    if name not in present:
-                        raise HeptaError(f"{file}: lacks {name}, which {INDEX} says is here")
+            for name in names if names is not None else sorted(present):
+                if name not in present:
+                    raise HeptaError(f"{file}: lacks {name}, which {INDEX} says is here")
+                with safe_open(file, framework="pt") as stored:  # its own mapping, so that pages read are let go
                     yield name, stored.get_tensor(name)
         except SafetensorError as error:
             raise HeptaError(f"{file}: not readable as safetensors ({error}); copy it again") from None
@@ -223,25 +224,36 @@ def refuse_quantized(directory: Path) -> None:
         raise HeptaError(f"{directory}: is quantised, and integers do not learn; start from {known or 'its original'}")
 
 
-def build_model(preset_or_dir: Path | str, vocab_size: int | None = None, seed: int = 0) -> Any:
+def draw_weights(model: Network, seed: int) -> None:
+    """Fill a model with fresh weights, and check that they look so."""
+    model.init_weights(seed)
+    check_fresh(model)
+
+
+def build_model(
+    preset_or_dir: Path | str, vocab_size: int | None = None, seed: int | None = 0, dtype: torch.dtype = torch.float32
+) -> Any:
     """A model to start training from: a preset with fresh weights, or a directory's weights.
 
     Args:
         preset_or_dir: a name in ``PRESETS``, or a model, run or adapter directory.
         vocab_size: padded vocabulary (multiple of 64) of the tokenizer that goes with it.
-        seed: of the fresh weights.
+        seed: of the fresh weights; None leaves a preset's weights for its caller to fill.
+        dtype: of the weights.
 
     Raises:
         HeptaError: unknown preset and no such directory, or the directory's vocabulary is another.
     """
     if str(preset_or_dir) in PRESETS:
         shape = preset(str(preset_or_dir), vocab_size)
-        model = network_class(shape)(shape)
-        model.init_weights(seed)
-        check_fresh(model)
+        with torch.device("meta"):  # nothing is filled twice, nor held in two dtypes
+            model = network_class(shape)(shape)
+        model = model.to(dtype).to_empty(device="cpu")
+        if seed is not None:
+            draw_weights(model, seed)
         return model
     refuse_quantized(resolve_model(preset_or_dir))
-    model = load_model(preset_or_dir)
+    model = load_model(preset_or_dir, dtype)
     if vocab_size is not None and model.config.vocab_size < vocab_size:
         raise HeptaError(
             f"{preset_or_dir}: its vocabulary has {model.config.vocab_size} rows, the tokenizer needs {vocab_size}; "
@@ -370,7 +382,7 @@ def read_hepta_json(directory: Path) -> dict[str, Any]:
 
 
 __all__ = [
-    "DTYPES", "SHARD_BYTES", "build_model", "load_model", "read_config", "read_hepta_json", "read_tensors",
-    "refuse_quantized", "refuse_translator", "resolve_model", "save_model", "save_weights", "stored_names",
-    "weight_files", "write_safetensors",
+    "DTYPES", "SHARD_BYTES", "build_model", "draw_weights", "load_model", "read_config", "read_hepta_json",
+    "read_tensors", "refuse_quantized", "refuse_translator", "resolve_model", "save_model", "save_weights",
+    "stored_names", "weight_files", "write_safetensors",
 ]  # fmt: skip

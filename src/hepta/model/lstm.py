@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from hepta.model.cache import Slots
 from hepta.model.history import GATES, LSTMShape
-from hepta.model.layers import Embedding, Linear, keyed_normal
+from hepta.model.layers import Embedding, Linear, fill_normal
 from hepta.model.network import Network, untied_head
 
 GAIN = 4.0  # of h before the head
@@ -173,4 +173,4 @@ class LSTM(Network):
                 parameter[D : 2 * D] = 1.0
                 continue
             std = {"embed_tokens.weight": D**-0.5, "lm_head.weight": 0.02}.get(name, (3 * D) ** -0.5)
-            parameter.copy_(keyed_normal(seed, name, parameter.shape, std))
+            fill_normal(parameter, seed, name, std)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from hepta.config import HeptaError
 from hepta.model.attention import as_bias, attend, causal_bias
-from hepta.model.layers import Embedding, LayerNorm, Linear, join_heads, keyed_normal, split_heads
+from hepta.model.layers import Embedding, LayerNorm, Linear, fill_normal, join_heads, split_heads
 from hepta.model.marian import TranslatorShape
 from hepta.model.network import Cache, Head, Network, Stored, count_positions, unembed
 
@@ -259,7 +259,7 @@ class Translator(Network):
                 continue
             glorot = (2.0 / sum(parameter.shape)) ** 0.5
             std = self.config.hidden_size**-0.5 if "shared" in name else glorot
-            parameter.copy_(keyed_normal(seed, name, parameter.shape, std))
+            fill_normal(parameter, seed, name, std)
 
     def from_disk(self, name: str, tensor: Tensor) -> Stored | None:
         """Leave out the waves and the copies of the embedding.

@@ -98,7 +98,8 @@ class ChunkedLoss(torch.autograd.Function):
         weight = head.to(rows.dtype)  # (V, D), cast once
         total = torch.zeros((), dtype=torch.float32, device=rows.device)
         grad_rows = torch.empty_like(rows) if wants_rows else None
-        grad_head = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
+        several = rows.shape[0] > chunk
+        grad_head = torch.zeros_like(head, dtype=torch.float32) if wants_head and several else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
         for start in range(0, rows.shape[0], chunk):
             part = slice(start, start + chunk)
@@ -107,8 +108,9 @@ class ChunkedLoss(torch.autograd.Function):
             total += loss
             if grad_rows is not None:
                 torch.mm(gradient, weight, out=grad_rows[part])
-            if grad_head is not None:
-                grad_head += gradient.T @ x  # summed in float32: bfloat16 sums would lose small chunks
+            if wants_head:  # summed in float32: bfloat16 sums would lose small chunks
+                product = gradient.T @ x
+                grad_head = product if grad_head is None else grad_head.add_(product)
             if grad_bias is not None:
                 grad_bias += gradient.sum(0, dtype=torch.float32)
         ctx.save_for_backward(grad_rows, grad_head, grad_bias)
@@ -120,7 +122,10 @@ class ChunkedLoss(torch.autograd.Function):
         grad_rows, grad_head, grad_bias = ctx.saved_tensors
         scale = grad_outputs[0]
         rows = grad_rows * scale.to(grad_rows.dtype) if grad_rows is not None else None
-        head = (grad_head * scale).to(ctx.head_dtype) if grad_head is not None else None
+        head = None
+        if grad_head is not None:
+            wide = torch.promote_types(grad_head.dtype, ctx.head_dtype)
+            head = (grad_head.to(wide) * scale).to(ctx.head_dtype)
         bias = (grad_bias * scale).to(ctx.head_dtype) if grad_bias is not None else None
         return rows, head, bias, None, None
 

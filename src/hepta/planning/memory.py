@@ -59,6 +59,7 @@ class StateBytes:
 PRECISIONS = {  # key ``precision`` of training → what a parameter weighs
     "fp32": ValueBytes(4, 4, 0),
     "bf16": ValueBytes(4, 4, 2),  # products in bf16 on fp32 weights
+    "bf16-pure": ValueBytes(2, 2, 0),
 }
 OPTIMIZERS = {  # key ``optimizer`` of training → its state
     "adamw": StateBytes(8, 8),

@@ -59,8 +59,11 @@ class LoopConfig(StageConfig):
         gt=0, le=1,
     )  # fmt: skip
     spike: float = identity(20.0, "skip a step whose gradient norm is this many times the recent median", gt=1)
-    precision: Literal["auto", "fp32", "bf16"] = identity(
-        "auto", "of the products; weights stay float32. auto: bf16 where it is fast"
+    precision: Literal["auto", "fp32", "bf16", "bf16-pure"] = identity(
+        "auto", "of the products, on float32 weights; auto: bf16 where it is fast. bf16-pure: of the weights too"
+    )
+    update_in_backward: bool = identity(
+        False, "update each weight once its gradient is ready, and free that; clipped by the norm of the step before"
     )
     device: str = operational("auto", "cpu, cuda or auto")
     threads: int | None = operational(None, "CPU threads; none given: one per core", ge=1)
@@ -95,6 +98,20 @@ class LoopConfig(StageConfig):
         if value not in ("auto", "find") and not (isinstance(value, int | float) and 0 < value < math.inf):
             raise ValueError("give a number above 0, auto or find")
         return value
+
+    @model_validator(mode="after")
+    def _settings_that_apply(self) -> Self:
+        if self.precision == "bf16-pure":
+            if "save_dtype" in self.model_fields_set and self.save_dtype == "fp32":
+                raise ValueError("save_dtype fp32: bf16-pure weights are bfloat16 and saved as they are; leave it out")
+            if getattr(self, "method", "full") == "lora":
+                raise ValueError("precision bf16-pure: adapters stay float32; use bf16, whose frozen base is bfloat16")
+        if self.update_in_backward and self.statistics is not None:
+            raise ValueError("update_in_backward: gradients are gone when statistics are taken; leave statistics out")
+        if self.update_in_backward and self.micro_batch and self.micro_batch < self.sequences_per_step:
+            found = f"micro_batch {self.micro_batch} of {self.sequences_per_step} sequences"
+            raise ValueError(f"update_in_backward: gradients cannot be summed ({found}); leave micro_batch out")
+        return self
 
     @property
     def sequences_per_step(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from hepta.data.around import Ranges
+from hepta.model.fresh import check_finite
 from hepta.objectives.causal import Causal
 from hepta.training.guard import Guard
 from hepta.training.resolve import Resolved
@@ -35,7 +36,17 @@ class Job:
     patience: int | None = None  # evaluations without a lower val_loss that end the run; the best weights are kept
     by_epoch: bool = False  # evaluate where epochs end, unless ``eval.every`` says otherwise
     begun_at: int = 0  # step of another run's checkpoint from which this one goes on, its rate falling
+    draw: Callable[[], None] | None = None  # fills fresh weights where no checkpoint does; None: they are there
     describe: Callable[[dict[str, Any]], str] | None = None  # an evaluation row as one line; None: a language model's
+
+    def prepare_weights(self, precision: str, fresh: bool) -> None:
+        """Give the weights their dtype, and fill and check them where no checkpoint will."""
+        if precision == "bf16-pure":
+            self.model.to(torch.bfloat16)
+        if fresh:
+            if self.draw is not None:
+                self.draw()
+            check_finite(self.model)
 
 
 @dataclass

@@ -17,7 +17,6 @@ from hepta.training.metrics import METRICS, read_rows
 from hepta.training.rollback import follow, roll_back, settle_saves
 from hepta.training.run import Run
 from hepta.training.schedule import learning_rate
-from hepta.training.step import run_step
 from hepta.training.stop import Stop, stop_signals
 
 SAVE_SECONDS = 120.0  # between checkpoints when checkpoint.every is not given
@@ -90,14 +89,14 @@ def _take_steps(run: Run, total: int, stop: Stop) -> None:
         torch.manual_seed(step_seed(config.seed, state.step, run.world.reader))
         rate = _rate(run)
         with run.watched(batches):
-            result = run_step(
+            result = run.take_step(
                 job.model, run.optimizer, run.objective, batches, rate, config.clip_norm, state.guard, run.clock,
                 run.world,
             )  # fmt: skip
         row = run.record(result, rate, run.count(batches), time.perf_counter() - began)
         run.forecast.check(run.log, state.step, total, state.seconds)
         bar.advance(1, f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tok/s  MFU {row['mfu']:.0%}")
-        if state.guard.hopeless:
+        if state.guard.hopeless or result.spoiled:
             roll_back(run, str(result.skipped))
             bar.done = first = state.step
             began = time.perf_counter()

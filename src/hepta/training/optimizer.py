@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hepta.config import HeptaError
 from hepta.model.whole import by_mesh, placed_like, whole
 from hepta.training.adamw8bit import AdamW8bit
+from hepta.training.rounded import RoundedAdafactor, RoundedAdamW
 
 BETAS, EPSILON = (0.9, 0.95), 1e-8
 MOMENTUM = 0.9  # of sgd
@@ -111,7 +112,7 @@ def _only(groups: list[Group], ids: set[int], inside: bool) -> list[Group]:
 
 
 def make_optimizer(
-    model: Any, weight_decay: float, name: str = "adamw", layer_decay: float = 1.0
+    model: Any, weight_decay: float, name: str = "adamw", layer_decay: float = 1.0, rounding: int | None = None
 ) -> torch.optim.Optimizer:
     """An optimizer over ``parameter_groups``; the learning rate is set before every step.
 
@@ -120,8 +121,19 @@ def make_optimizer(
         weight_decay: share of a matrix taken in a step, in units of AdamW's rate, whatever the optimizer.
         name: the key ``optimizer``.
         layer_decay: see ``layer_shares``.
+        rounding: seed of the stochastic rounding of bfloat16 weights; None: weights are not rounded.
+
+    Raises:
+        HeptaError: nothing that this optimizer updates, or one that does not round by chance.
     """
     groups = parameter_groups(model, weight_decay / rate_factor(name, model.config.hidden_size), layer_decay)
+    if rounding is not None:
+        names = {parameter: key for key, parameter in model.named_parameters()}
+        if name == "adamw":
+            return RoundedAdamW(groups, names, rounding, betas=BETAS, eps=EPSILON)
+        if name == "adafactor":
+            return RoundedAdafactor(groups, names, rounding)
+        raise HeptaError(f"optimizer {name}: does not round bf16-pure weights by chance; use adamw or adafactor")
     if name == "muon":
         return Muon(groups, hidden_matrices(model))
     if name == "adafactor":

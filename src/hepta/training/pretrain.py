@@ -11,7 +11,7 @@ from hepta.data.order import TokenOrder
 from hepta.data.shards import read_tokens_manifest
 from hepta.model.families import PRESETS
 from hepta.model.history import NGRAM_PRESETS
-from hepta.model.load import build_model, read_hepta_json, read_tensors, resolve_model, save_model
+from hepta.model.load import build_model, draw_weights, read_hepta_json, read_tensors, resolve_model, save_model
 from hepta.model.network import Network
 from hepta.model.whole import fill
 from hepta.objectives.causal import Causal
@@ -73,7 +73,8 @@ def _prepare(config: PretrainConfig, manifest: dict[str, Any]) -> tuple[Job, Tok
     if masked:
         tokenizer_dir = _masked_tokenizer(config, name)
     tokenizer = load_tokenizer(tokenizer_dir)
-    model = build_model(name, tokenizer.padded_size, config.seed)
+    dtype = torch.bfloat16 if config.precision == "bf16-pure" else torch.float32
+    model = build_model(name, tokenizer.padded_size, None, dtype)  # drawn when no checkpoint is found
     _check_tokenizer(config, name, model, tokenizer)
     train_order, held_out = token_orders(config, manifest)
     provenance = {
@@ -87,6 +88,7 @@ def _prepare(config: PretrainConfig, manifest: dict[str, Any]) -> tuple[Job, Tok
         save=lambda place, dtype: save_model(model, place, tokenizer_dir, dtype, provenance),
         restore=lambda place: restore_weights(model, place), objective=Causal(config.z_loss),
         begun_at=config.branch_step,
+        draw=(lambda: draw_weights(model, config.seed)) if name in PRESETS else None,
     )  # fmt: skip
     if masked:
         mask(job, config.seed, config.sample_prompts)

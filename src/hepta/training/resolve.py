@@ -16,7 +16,7 @@ from hepta.console import say, warn
 from hepta.model.shape import Shape
 from hepta.planning.cost import training_flops
 from hepta.planning.machine import cache_directory, compiler, measured_peak, processor_name, recommend_precision
-from hepta.planning.memory import Setting, activation_bytes
+from hepta.planning.memory import OPTIMIZERS, PRECISIONS, Setting, activation_bytes
 from hepta.stage import write_atomic, write_json
 from hepta.training.config import LoopConfig
 from hepta.training.optimizer import rate_factor
@@ -25,7 +25,6 @@ from hepta.training.world import world
 
 MICRO_TOKENS = 8192  # most tokens of one forward pass when nothing is said
 MICRO_BYTES = 1.5 * 2**30  # most memory of its activations
-STATE_BYTES = 12.0  # of a trained parameter beside itself: gradient and two moments in float32
 WORTH_COMPILING = 240.0  # seconds of training that repay a compilation
 RECIPE = "recipe.yaml"
 
@@ -57,6 +56,8 @@ class Resolved:
 
 
 def _pick_micro_batch(config: LoopConfig, shape: Shape, precision: str) -> int:
+    if config.update_in_backward:
+        return config.sequences_per_step
     if config.micro_batch:
         return min(config.micro_batch, config.sequences_per_step)
     sequences = config.sequences_per_step // world().readers
@@ -110,14 +111,17 @@ def resolve(config: LoopConfig, shape: Shape, lr: float, tokens: float, trained:
     kind = torch.device(device).type
     peaks = {dtype: measured_peak(dtype, threads, kind) for dtype in ("fp32", "bf16")}
     precision = recommend_precision(peaks) if config.precision == "auto" else config.precision
-    peak = peaks[precision]
+    peak = peaks[precision.removesuffix("-pure")]
     compiled = _pick_compile(config, shape, peak, tokens)
     if config.recompute == "selective" and compiled and config.compile == "auto":
         compiled = False  # compiled blocks choose for themselves what to keep
     micro, recompute = _pick_micro_batch(config, shape, precision), config.recompute
     if recompute == "auto":
         setting = Setting(config.sequence_length, micro, precision=precision, cpu=kind == "cpu")
-        recompute = pick_recompute(shape, setting, STATE_BYTES * trained, device, compiled)
+        state = OPTIMIZERS[config.optimizer].other * trained  # Adafactor's is next to nothing
+        if not config.update_in_backward:
+            state += PRECISIONS[precision].gradients * trained
+        recompute = pick_recompute(shape, setting, state, device, compiled)
     return Resolved(
         precision=precision, device=device, threads=threads, compile=compiled, micro_batch=micro, recompute=recompute,
         lr=lr * rate_factor(config.optimizer, shape.hidden_size) if isinstance(config.lr, str) else config.lr,

@@ -12,10 +12,10 @@ import torch
 
 from hepta.console import say, warn
 from hepta.data.around import Around, Ranges
-from hepta.model.fresh import check_finite
 from hepta.planning.cost import step_flops
 from hepta.stage import Stage, atomic_directory
 from hepta.training.accelerate import compile_blocks, compile_objective
+from hepta.training.backward import BackwardUpdates
 from hepta.training.checkpoint import (
     Checkpoint,
     best_checkpoint,
@@ -68,8 +68,7 @@ class Run:
         self.state = State(Guard(config.spike))
         self.resolved = Resolved(**self.world.lead(lambda: asdict(self._resolve())))
         prepare_machine(self.resolved)
-        if self.checkpoint is None:
-            check_finite(job.model)
+        job.prepare_weights(self.resolved.precision, fresh=self.checkpoint is None)
         shard(job.model, self.world, self.resolved.device)
         job.model.compute_dtype = self.resolved.compute_dtype
         if self.resolved.recompute != "none":
@@ -79,6 +78,7 @@ class Run:
         self.objective = compile_objective(job.objective) if self.resolved.compile else job.objective
         self.whole_order = job.train
         self.optimizer = self.make_optimizer()
+        self.take_step = BackwardUpdates(job.model).run_step if config.update_in_backward else run_step
         if self.checkpoint is not None:
             self._restore(self.checkpoint)
             say(f"{self.path}: going on from step {self.state.step}")
@@ -140,7 +140,8 @@ class Run:
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """A fresh optimizer of the model's trainable parameters."""
-        return make_optimizer(self.job.model, self.config.weight_decay, self.config.optimizer, self.config.layer_decay)
+        config, rounding = self.config, self.config.seed if self.resolved.precision == "bf16-pure" else None
+        return make_optimizer(self.job.model, config.weight_decay, config.optimizer, config.layer_decay, rounding)
 
     def settle_steps(self) -> int:
         """Turn the budgets into a number of steps, once; the same budgets later give the same number."""
@@ -196,7 +197,7 @@ class Run:
             began = time.perf_counter()
             batches = micro_batches(self.job.train, len(times), per_step, micro, self.world)
             clip, world = self.config.clip_norm, self.world
-            run_step(self.job.model, optimizer, self.objective, batches, 0.0, clip, guard, world=world)
+            self.take_step(self.job.model, optimizer, self.objective, batches, 0.0, clip, guard, world=world)
             times.append(self.world.lead(lambda began=began: time.perf_counter() - began))
         return sorted(times[1:])[(len(times) - 1) // 2]  # the first one compiles
 
@@ -288,7 +289,7 @@ class Run:
         window = [(step - 1) * per_step, step * per_step]
         event = {"step": step, "event": "skip", "reason": reason, "sequences": window}
         self.log.event({**event, "documents": self._documents(*window)})
-        warn(f"step {step} skipped, weights untouched: {reason} (its documents: {self.path / 'journal.jsonl'})")
+        warn(f"step {step} skipped: {reason} (its documents: {self.path / 'journal.jsonl'})")
 
     def warn_masked(self, batches: list[Batch]) -> None:
         """Name the documents of a micro-batch in which nothing is supervised (trap R4)."""
@@ -385,7 +386,7 @@ class Run:
 
     def publish(self) -> None:
         """Write ``RUN/model``: hard links to the last checkpoint's where that is the same bytes."""
-        copies = self.config.save_dtype == "fp32" and self.job.whole_model
+        copies = self.job.whole_model and (self.config.save_dtype == "fp32" or self.resolved.precision == "bf16-pure")
         dtype = torch.bfloat16 if self.config.save_dtype == "bf16" else None
         if not self.world.main:
             return None if copies else follow_save(self.job, dtype)

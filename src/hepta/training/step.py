@@ -26,6 +26,7 @@ class StepResult:
     grad_norm: float  # before clipping
     skipped: str | None  # why the weights were not touched
     parts: dict[str, float]  # means of what the loss is made of, where an objective tells
+    spoiled: bool = False  # weights were touched all the same (update_in_backward) and must be put back
 
 
 def micro_batches(order: Any, step: int, per_step: int, micro: int, world: World = ALONE) -> list[Batch]:

@@ -53,6 +53,9 @@ def refuse_unshared(world: World, config: LoopConfig) -> None:
         raise HeptaError(f"optimizer {config.optimizer}: wants them whole, {known}")
     if world.size > 1 and config.statistics is not None:
         raise HeptaError("statistics: layers are measured where they are whole; leave it out, or train in one process")
+    for key, wanted in {"update_in_backward": config.update_in_backward, "bf16-pure": config.precision}.items():
+        if world.size > 1 and wanted in (True, key):
+            raise HeptaError(f"{key}: works on whole weights, of which several processes hold parts; use one process")
     count, readers = config.sequences_per_step, world.readers
     if count % readers:
         more = -(-count // readers) * readers
