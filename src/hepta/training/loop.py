@@ -10,6 +10,7 @@ import torch
 
 from hepta.console import Progress, say
 from hepta.stage import Stage, digest_json, go_on_hint
+from hepta.training.budgets import settle_steps
 from hepta.training.checkpoint import weights_digest
 from hepta.training.config import LoopConfig
 from hepta.training.job import Job, Outcome
@@ -50,7 +51,7 @@ def train(config: LoopConfig, stage: Stage, job: Job) -> Outcome:
         try:
             if run.checkpoint is None:
                 run.evaluate(config.eval.tokens)
-            _take_steps(run, run.settle_steps(), stop)
+            _take_steps(run, settle_steps(run), stop)
             if job.patience is not None:
                 run.back_to_best()
             final = run.evaluate(None)

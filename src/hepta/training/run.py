@@ -1,9 +1,8 @@
 """A run's parts put together: model, optimizer, checkpoint, log; and what is done with them between steps."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from hepta.training.checkpoint import (
 from hepta.training.clock import Clock
 from hepta.training.config import LoopConfig
 from hepta.training.evaluate import bytes_per_token, describe_evaluation, evaluate
-from hepta.training.find import find_rate
 from hepta.training.forecast import Forecast
 from hepta.training.guard import Guard
 from hepta.training.held_out import write_documents
@@ -44,11 +42,8 @@ from hepta.training.resolve import (
     prepare_machine,
     read_resolved,
     resolve,
-    write_environment,
-    write_resolved,
 )  # fmt: skip
 from hepta.training.samples import answer
-from hepta.training.schedule import total_steps
 from hepta.training.sharding import reshard, shard
 from hepta.training.step import Batch, StepResult, micro_batches, run_step
 from hepta.training.together import agreed_checkpoint, begin, follow_save, open_log
@@ -143,36 +138,6 @@ class Run:
         config, rounding = self.config, self.config.seed if self.resolved.precision == "bf16-pure" else None
         return make_optimizer(self.job.model, config.weight_decay, config.optimizer, config.layer_decay, rounding)
 
-    def settle_steps(self) -> int:
-        """Turn the budgets into a number of steps, once; the same budgets later give the same number."""
-        config = self.config
-        budget = {key: getattr(config, key) for key in config.fields_of_kind("budget")}
-        if self.resolved.total_steps and self.resolved.budget == budget:
-            return self.resolved.total_steps
-        if config.lr == "find" and self.checkpoint is None and not self.resolved.total_steps:
-            self.resolved = replace(self.resolved, lr=find_rate(self))
-        seconds, affordable = self.resolved.step_seconds, None
-        if config.minutes is not None:
-            seconds = seconds or self._measure()
-            spent = time.time() - self.stage.started if self.checkpoint is None else 0.0
-            affordable = max(
-                1, int((config.minutes * 60 - spent) * 0.95 / seconds)
-            )  # the rest: evaluations and saves
-            affordable = self.job.begun_at + self.world.lead(lambda: affordable)
-        per_step = config.sequences_per_step
-        limits = (config.max_steps, config.tokens, config.epochs, affordable)
-        total = total_steps(self.tokens_per_step, per_step, self.job.train.sequences_per_epoch, *limits)
-        if total < self.state.step:
-            warn(f"the budget is {total} steps and {self.state.step} are done: nothing to add")
-        total = max(total, self.state.step)
-        self.resolved = replace(self.resolved, total_steps=total, step_seconds=seconds, budget=budget)
-        if self.world.main:
-            write_resolved(self.path, self.job.verb, config, self.resolved)
-            write_environment(self.path)
-        start = {"total_steps": total, "sequences_per_step": per_step, "data": self.job.train.digest}
-        self.log.event({"step": self.state.step, "event": "start", **start})
-        return total
-
     @cached_property
     def flops_per_token(self) -> float:
         """Useful FLOPs of one token of a step: nothing for gradients that frozen weights do not get (trap R13)."""
@@ -187,19 +152,6 @@ class Run:
         per_step, order = self.config.sequences_per_step, self.job.train
         some = [micro_batches(order, step, per_step, self.resolved.micro_batch) for step in range(4)]
         return sum(order.count_tokens(step * per_step, part) for step, part in enumerate(some)) / len(some)
-
-    def _measure(self) -> float:
-        """Seconds of one step: a few steps with learning rate 0 and an optimizer thrown away after."""
-        optimizer, guard = self.make_optimizer(), Guard(float("inf"))
-        per_step, micro = self.config.sequences_per_step, self.resolved.micro_batch
-        times: list[float] = []
-        while len(times) < 3 or (len(times) < 8 and sum(times[1:]) < 5):
-            began = time.perf_counter()
-            batches = micro_batches(self.job.train, len(times), per_step, micro, self.world)
-            clip, world = self.config.clip_norm, self.world
-            self.take_step(self.job.model, optimizer, self.objective, batches, 0.0, clip, guard, world=world)
-            times.append(self.world.lead(lambda began=began: time.perf_counter() - began))
-        return sorted(times[1:])[(len(times) - 1) // 2]  # the first one compiles
 
     @contextmanager
     def watched(self, batches: list[Batch]) -> Iterator[None]:
