@@ -109,15 +109,21 @@ def test_only_what_cannot_run_code_is_downloaded_and_it_is_downloaded_once(tiny,
     [
         ("some/gated", "hf:some/gated: is gated; accept its terms"),
         ("some/absent", "hf:some/absent: no such repository, or a private one"),
-        ("some/pickled", "hf:some/pickled: has no safetensors for weights"),
     ],
 )
-def test_what_the_hub_refuses_is_one_line(tmp_path, hub, repository, message):
+def test_a_plan_of_what_the_hub_refuses_is_one_line(tmp_path, hub, repository, message):
     hub.gated.add("some/gated")
-    hub.files["some/pickled"] = {"config.json": b"{}", "pytorch_model.bin": b"\x80"}
     done = hepta(hub, tmp_path, "plan", "--model", f"hf:{repository}")
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_weights_that_are_pickled_are_refused(tmp_path, hub):
+    hub.files["some/pickled"] = {"config.json": b"{}", "pytorch_model.bin": b"\x80"}
+    done = hepta(hub, tmp_path, "generate", "--model", "hf:some/pickled", "--prompt", "a")
+    assert done.returncode == 2, done.stderr
+    assert "hf:some/pickled: has no safetensors for weights" in done.stderr
     assert len(done.stderr.splitlines()) == 2  # that it is downloading, and why not
 
 

@@ -29,7 +29,7 @@ def config(output: Path, teacher: Path, tokens: Path, **more: Any) -> DistillCon
 
 def rows(run: Path) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    volatile = {"seconds", "tokens_per_second", "mfu", "memory_bytes"}
+    volatile = {"seconds", "tokens_per_second", "mfu", "memory_bytes", "phases", "data_wait", "memory"}
     return [{key: value for key, value in row.items() if key not in volatile} for row in found]
 
 

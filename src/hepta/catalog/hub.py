@@ -75,14 +75,26 @@ def hub_config(name: str) -> tuple[dict[str, Any] | None, bool]:
         return read_json(Path(hf_hub_download(repository, "config.json"))), False
     except errors.EntryNotFoundError:
         return None, False
-    except errors.RepositoryNotFoundError:
-        raise HeptaError(f"{name}: no such repository, or a private one; check the name, or `hf auth login`") from None
+    except errors.RepositoryNotFoundError as error:
+        raise _refused(repository, error) from None
     except Exception as error:  # the library passes on whatever its HTTP client raises
         reason = next(iter(str(error.__cause__ or error).splitlines()), "") or type(error).__name__
         raise MachineError(
             f"{name}: its shape is not known here, and the Hugging Face hub cannot be reached ({reason[:200]}); "
             "name a directory with its config.json"
         ) from None
+
+
+def _refused(repository: str, error: Exception) -> HeptaError:
+    """Why the hub gives nothing of a repository, from a ``RepositoryNotFoundError``; a gated one is a kind of it."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        page = f"https://huggingface.co/{repository}"
+        return HeptaError(
+            f"{PREFIX}{repository}: is gated; accept its terms at {page}, then log in with `hf auth login`"
+        )
+    return HeptaError(f"{PREFIX}{repository}: no such repository, or a private one; check the name, or `hf auth login`")
 
 
 def _is_wanted(name: str) -> bool:
@@ -112,17 +124,10 @@ def _snapshot(repository: str, refresh: bool) -> Path:
         except errors.LocalEntryNotFoundError:
             say(f"{PREFIX}{repository}: not in the cache; downloading from the Hugging Face hub")
     disable_progress_bars()
-    page = f"https://huggingface.co/{repository}"
     try:
         return bring(local=False)
-    except errors.GatedRepoError:
-        raise HeptaError(
-            f"{PREFIX}{repository}: is gated; accept its terms at {page}, then log in with `hf auth login`"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise HeptaError(
-            f"{PREFIX}{repository}: no such repository, or a private one; check the name, or `hf auth login`"
-        ) from None
+    except errors.RepositoryNotFoundError as error:
+        raise _refused(repository, error) from None
     except Exception as error:  # the library passes on whatever its HTTP client raises
         cause = error.__cause__ or error
         reason = next(iter(str(cause).splitlines()), "") or type(cause).__name__
