@@ -50,7 +50,7 @@ def steps(world: World, model: Decoder | None = None, spoilt: int | None = None,
     if model is None:
         model = Decoder(SHAPE)
         model.init_weights(3)
-    shard(model, world, "cpu")
+    shard(model, world, "cpu", None)
     order = ByteOrder(32, 19, poison=UNEVEN)
     optimizer, guard, results = make_optimizer(model, 0.1), Guard(20.0), []
     for step in range(count):
@@ -87,7 +87,7 @@ def refusals() -> list[str]:
     for changes in ({"num_kv_heads": 1}, {"num_kv_heads": 2, "intermediate_size": 63}, {"qk_norm": True}):
         model = Decoder(SHAPE.replace(**changes))
         try:
-            shard(model, World(world().rank, 2, tensor=2), "cpu")
+            shard(model, World(world().rank, 2, tensor=2), "cpu", None)
         except HeptaError as error:
             said.append(str(error))
     return said

@@ -157,8 +157,8 @@ def _one_step(config: LoopConfig, shape: Any, precision: str, micro: int) -> tup
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         model: Any = network_class(shape)(shape)
-        shard(model, world(), "cpu", mesh)
         model.compute_dtype = torch.bfloat16 if precision == "bf16" else None
+        shard(model, world(), "cpu", model.compute_dtype, mesh)
         how = "none" if config.recompute == "auto" else config.recompute
         recompute_blocks(model, how)
         kept, meter = Kept(model), stack.enter_context(Meter())

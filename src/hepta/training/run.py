@@ -64,7 +64,7 @@ class Run:
         self.resolved = Resolved(**self.world.lead(lambda: asdict(self._resolve())))
         prepare_machine(self.resolved)
         job.prepare_weights(self.resolved.precision, fresh=self.checkpoint is None)
-        shard(job.model, self.world, self.resolved.device)
+        shard(job.model, self.world, self.resolved.device, self.resolved.compute_dtype)
         job.model.compute_dtype = self.resolved.compute_dtype
         if self.resolved.recompute != "none":
             recompute_blocks(job.model, self.resolved.recompute, self.resolved.compile)

@@ -17,7 +17,7 @@ def device_mesh(world: World, device: str) -> Any:
     return init_device_mesh(kind, (world.readers, world.tensor), mesh_dim_names=("readers", "tensor"))
 
 
-def shard(model: Any, world: World, device: str, mesh: Any = None) -> None:
+def shard(model: Any, world: World, device: str, dtype: torch.dtype | None, mesh: Any = None) -> None:
     """Put a model on its device; of several processes each keeps its part of every tensor.
 
     Blocks are gathered one by one as the forward and backward pass come to them (ZeRO-3), embedding, last norm and head
@@ -28,18 +28,20 @@ def shard(model: Any, world: World, device: str, mesh: Any = None) -> None:
         model: changed in place.
         world: the processes.
         device: where this one's part goes.
+        dtype: of products; tensors are gathered in it (None: in their own), gradients are summed in float32.
         mesh: ``device_mesh``, if it is made already.
     """
     if world.size == 1:
         model.to(device)
         return
-    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
     mesh = mesh or device_mesh(world, device)
     if world.tensor > 1:
         split_matrices(model, mesh["tensor"])
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for part in [*model.blocks, model]:
-        fully_shard(part, mesh=mesh["readers"])
+        fully_shard(part, mesh=mesh["readers"], mp_policy=policy)
     for part in model.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
