@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from hepta import stage as stage_module
-from hepta.config import HeptaError, MachineError, StageConfig, budget, identity, input_path, operational
+from hepta.config import (
+    HeptaError,
+    MachineError,
+    StageConfig,
+    budget,
+    identity,
+    input_path,
+    operational,
+    preset_or_path,
+)
 from hepta.stage import atomic_directory, claim, digest_of, read_manifest, withdraw, write_atomic
 
 
@@ -77,6 +86,18 @@ def test_changed_input_content_is_noticed_and_a_moved_one_is_not(tmp_path, sourc
     moved.write_text("丁")
     with pytest.raises(HeptaError, match="another source .*content changed"):
         claim(make(tmp_path, moved), "verb", 1)
+
+
+def test_a_preset_means_the_preset_whatever_lies_in_the_working_directory(tmp_path, monkeypatch):
+    class WithModel(StageConfig):
+        model: str = preset_or_path()
+
+    monkeypatch.chdir(tmp_path)
+    config = WithModel(model="7b", output=tmp_path / "out")
+    claim(config, "pretrain", 1).release()
+    (tmp_path / "7b").mkdir()
+    (tmp_path / "7b" / "file").write_text("a run that someone named so")
+    assert claim(config, "pretrain", 1).inputs["model"] == "7b"
 
 
 def test_another_version_is_refused(tmp_path, source):

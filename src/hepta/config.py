@@ -46,6 +46,11 @@ def input_path(default: Any = ..., doc: str = "", **limits: Any) -> Any:
     return Field(default, description=doc, json_schema_extra={"kind": "input"}, **limits)
 
 
+def preset_or_path(default: Any = ..., doc: str = "", **limits: Any) -> Any:
+    """As ``input_path``, but the name of a model's preset means the preset, whatever lies in the working directory."""
+    return Field(default, description=doc, json_schema_extra={"kind": "input", "presets": True}, **limits)
+
+
 def budget(default: Any = ..., doc: str = "", **limits: Any) -> Any:
     """A field that buys more of the same: a larger value goes on with the same run."""
     return Field(default, description=doc, json_schema_extra={"kind": "budget"}, **limits)
@@ -94,6 +99,12 @@ class Config(BaseModel):
             if isinstance(extra, dict) and extra.get("kind") == kind:
                 names.append(name)
         return names
+
+    @classmethod
+    def takes_presets(cls, name: str) -> bool:
+        """Whether a field was made by ``preset_or_path``."""
+        extra = cls.model_fields[name].json_schema_extra
+        return isinstance(extra, dict) and bool(extra.get("presets"))
 
 
 class StageConfig(Config):

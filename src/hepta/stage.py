@@ -161,10 +161,15 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _input_digest(value: Any) -> Any:
-    """Digest an input field: paths and named models by content (``NAME=PATH`` keeps the name), other words as is."""
-    if value is None:
-        return None
+def _input_digest(value: Any, presets: bool = False) -> Any:
+    """Digest an input field: paths and named models by content (``NAME=PATH`` keeps the name), other words as is.
+
+    Args:
+        value: of the field.
+        presets: whether a preset's name is such a word even where a path has it too.
+    """
+    if value is None or (presets and value in _above("hepta.model.families").PRESETS):
+        return value
     if isinstance(value, list | tuple):
         return [_input_digest(item) for item in value]
     if isinstance(value, dict):
@@ -178,12 +183,14 @@ def _input_digest(value: Any) -> Any:
 
 
 def _named_model(word: str) -> Path | None:
-    """The directory of a model given by its name, so that name and directory have one digest; None for other words.
+    """The directory of a model given by its name, so that name and directory have one digest; None for other words."""
+    return _above("hepta.catalog.models").model_path(word)
 
-    The catalogue stands above this module and is asked by its import path, here alone: whoever claims an output
-    with a name among its inputs must not depend on which module was imported before.
-    """
-    return importlib.import_module("hepta.catalog.models").model_path(word)
+
+def _above(module: str) -> Any:
+    """A module that stands above this one, by its import path: whoever claims an output with a name among its inputs
+    must not depend on which module was imported before. Used for names of models alone."""
+    return importlib.import_module(module)
 
 
 @dataclass
@@ -295,7 +302,7 @@ def claim(config: StageConfig, verb: str, version: int) -> Stage:
         version=version,
         output=output,
         identity={k: values[k] for k in config.fields_of_kind("identity")},
-        inputs={k: _input_digest(values[k]) for k in config.fields_of_kind("input")},
+        inputs={k: _input_digest(values[k], config.takes_presets(k)) for k in config.fields_of_kind("input")},
         budget={k: values[k] for k in config.fields_of_kind("budget")},
     )
     if output.is_file():

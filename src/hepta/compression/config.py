@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from hepta.config import StageConfig, identity, input_path
+from hepta.config import StageConfig, identity, input_path, preset_or_path
 from hepta.training.config import ShardsConfig, TrainingConfig
 
 
@@ -30,7 +30,9 @@ class DistillConfig(ShardsConfig):
     """Train a small model from a larger one's distributions and the data."""
 
     teacher: str = input_path(doc="trained model: directory, run or catalogue name; its tokenizer made the tokens")
-    student: str | None = input_path(None, doc="preset with fresh weights (nano …), or model directory to go on from")
+    student: str | None = preset_or_path(
+        None, doc="preset with fresh weights (nano …), or model directory to go on from"
+    )
     keep_layers: int | None = identity(
         None, "instead of --student: begin with so many of the teacher's own layers, evenly spaced", ge=1
     )

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from hepta.config import Config, StageConfig, budget, identity, input_path, operational
+from hepta.config import Config, StageConfig, budget, identity, input_path, operational, preset_or_path
 
 PROMPTS = ["今天天气怎么样？", "I love programming.", "The cat sat on the mat."]
 
@@ -184,7 +184,7 @@ class PretrainConfig(ShardsConfig, ProcessKeys):
     objective: Literal["causal", "masked"] = identity(
         "causal", "predict the next token, or masked words from both sides (BERT)"
     )
-    model: str = input_path(
+    model: str = preset_or_path(
         "auto", doc="preset (nano … 7b, gpt2-nano, bert-nano) or directory to go on from; auto: nano or bert-nano"
     )
     branch: str | None = identity(
@@ -241,7 +241,9 @@ class TuneConfig(LoopConfig):
     task: Literal["classify", "regress"] = identity(
         "classify", "classify: a class for each text; regress: a number; translate: keys in docs/translation.md"
     )
-    model: str = input_path(doc="preset with fresh weights (nano, bert-nano …), model directory, run or catalogue name")
+    model: str = preset_or_path(
+        doc="preset with fresh weights (nano, bert-nano …), model directory, run or catalogue name"
+    )
     data: list[str] = input_path(doc="CSV, TSV, JSON Lines or Parquet files, or folders of them")
     test_data: list[str] | None = input_path(None, "a test file of your own, instead of a tenth of the data")
     tokenizer: Path | None = input_path(
@@ -302,7 +304,7 @@ class TranslateConfig(LoopConfig):
     """Teach a translator from sentence pairs."""
 
     task: Literal["translate"] = identity("translate", "translate: a sentence into another language")
-    model: str = input_path(
+    model: str = preset_or_path(
         "transformer-nano", doc="preset (transformer-nano, transformer-base) or a translator to go on from"
     )
     data: list[str] = input_path(doc="CSV, TSV, JSON Lines or Parquet files of sentence pairs, or folders of them")
