@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny import losses, tiny_job, tiny_run
 
-import hepta.training.run
+import hepta.training.budgets
 from hepta.config import HeptaError
 from hepta.training.find import STEPS, range_test
 from hepta.training.resolve import read_resolved
@@ -75,7 +75,7 @@ def test_a_run_trains_with_the_rate_found_as_if_it_had_been_given(
         tiny_run(broken, job, lr="find", max_steps=12)
     monkeypatch.undo()
     gc.collect()  # the run's lock goes with its frames
-    monkeypatch.setattr(hepta.training.run, "find_rate", lambda run: pytest.fail("tested twice"))
+    monkeypatch.setattr(hepta.training.budgets, "find_rate", lambda run: pytest.fail("tested twice"))
     assert tiny_run(broken, lr="find", max_steps=12).weights_sha256 == found.weights_sha256
     resolved = read_resolved(broken)
     assert resolved is not None

@@ -98,20 +98,20 @@ def test_each_epoch_is_told_on_one_line_and_the_best_one_is_kept(tmp_path, table
 
 def test_a_run_that_broke_off_ends_with_the_same_weights_and_scores(tmp_path, table, monkeypatch):
     """Dropout, changed copies, rows sorted by length; trap R7."""
-    import hepta.training.loop as loop
+    import hepta.training.run as run_module
 
     values = {"augment": 0.3, "epochs": 1.5, "checkpoint": {"every": 2}}
     whole = run(tmp_path / "a", table, **values)
-    real, steps = loop.run_step, []
+    real, steps = run_module.run_step, []
 
-    def mortal(*arguments):
+    def mortal(*arguments, **more):
         steps.append(1)
         if len(steps) == 8:
             raise MachineError("the machine went away")
-        return real(*arguments)
+        return real(*arguments, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "run_step", mortal)
+        patched.setattr(run_module, "run_step", mortal)
         with pytest.raises(MachineError):
             run(tmp_path / "b", table, **values)
     again = run(tmp_path / "b", table, **values)

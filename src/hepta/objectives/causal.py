@@ -98,8 +98,8 @@ class ChunkedLoss(torch.autograd.Function):
         weight = head.to(rows.dtype)  # (V, D), cast once
         total = torch.zeros((), dtype=torch.float32, device=rows.device)
         grad_rows = torch.empty_like(rows) if wants_rows else None
-        several = rows.shape[0] > chunk
-        grad_head = torch.zeros_like(head, dtype=torch.float32) if wants_head and several else None
+        alone = 0 < rows.shape[0] <= chunk  # one chunk's gradient needs no sum to be added to
+        grad_head = torch.zeros_like(head, dtype=torch.float32) if wants_head and not alone else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
         for start in range(0, rows.shape[0], chunk):
             part = slice(start, start + chunk)
