@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import Stopped
 
 from hepta.config import HeptaError, build
 from hepta.corpus.build import build_corpus
@@ -83,10 +84,6 @@ def test_a_branch_is_bit_for_bit_the_run_of_its_length(place: Path, trunk: Path,
     assert json.loads((tmp_path / "branch" / "manifest.json").read_text())["identity"]["branch"] == f"{trunk}@8"
     journal = [json.loads(line) for line in (tmp_path / "branch" / "journal.jsonl").read_text().splitlines()]
     assert next(row["from"] for row in journal if row["event"] == "branch") == f"{trunk}@8"
-
-
-class Stopped(Exception):
-    """Ends a run as a crash does."""
 
 
 def test_a_killed_branch_goes_on_without_the_run_it_left(

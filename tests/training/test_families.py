@@ -5,16 +5,14 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from tiny import losses, tiny_job, tiny_run
+from tiny import Stopped, crash_at, losses, tiny_job, tiny_run
 
 import hepta
 from hepta.model.families import network_class
 from hepta.model.learned import BertShape, GPT2Shape
 from hepta.model.network import Network
-from hepta.training.job import Job
 
 SIZES = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 2}
 SHAPES = {
@@ -23,26 +21,10 @@ SHAPES = {
 }
 
 
-class Stopped(Exception):
-    """Ends a run as a crash does."""
-
-
 def fresh(name: str) -> Network:
     model = network_class(SHAPES[name])(SHAPES[name])
     model.init_weights(3)
     return model
-
-
-def crash_at(job: Job, sequence: int) -> Job:
-    batch = job.train.batch
-
-    def mortal(start: int, count: int) -> dict[str, np.ndarray]:
-        if start >= sequence:
-            raise Stopped
-        return batch(start, count)
-
-    job.train.batch = mortal
-    return job
 
 
 @pytest.mark.parametrize("name", SHAPES)

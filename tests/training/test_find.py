@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import losses, tiny_job, tiny_run
+from tiny import Stopped, losses, tiny_job, tiny_run
 
 import hepta.training.budgets
 from hepta.config import HeptaError
@@ -41,10 +41,6 @@ def test_the_test_ends_where_the_loss_has_risen_or_is_no_number() -> None:
     assert broken.suggestion == pytest.approx(broken.rates[-1] / 10)
     assert range_test(taking(lambda rate: 5.0 + rate), 1e-2).suggestion is None, "it rose from the start"
     assert range_test(taking(lambda rate: math.nan), 1e-2).suggestion is None
-
-
-class Stopped(Exception):
-    """Ends a run as a crash does."""
 
 
 def test_a_run_trains_with_the_rate_found_as_if_it_had_been_given(

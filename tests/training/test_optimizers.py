@@ -5,10 +5,9 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from tiny import SHAPE, losses, tiny_job, tiny_run
+from tiny import SHAPE, Stopped, crash_at, losses, tiny_job, tiny_run
 from torch import Tensor
 
 from hepta.config import HeptaError, build, parse_overrides
@@ -20,7 +19,6 @@ from hepta.model.network import Network
 from hepta.planning.memory import Setting, memory
 from hepta.training.adamw8bit import BLOCK, POWERS, AdamW8bit, decode, decoding_table, encode
 from hepta.training.config import PretrainConfig, TrainingConfig
-from hepta.training.job import Job
 from hepta.training.optimizer import (
     layer_shares,
     make_optimizer,
@@ -231,22 +229,6 @@ def test_muon_without_hidden_matrices_is_refused() -> None:
         parameter.requires_grad = "proj" not in name
     with pytest.raises(HeptaError, match="hidden matrix"):
         make_optimizer(model, 0.1, "muon")
-
-
-class Stopped(Exception):
-    """Ends a run as a crash does."""
-
-
-def crash_at(job: Job, sequence: int) -> Job:
-    batch = job.train.batch
-
-    def mortal(start: int, count: int) -> dict[str, np.ndarray]:
-        if start >= sequence:
-            raise Stopped
-        return batch(start, count)
-
-    job.train.batch = mortal
-    return job
 
 
 @pytest.mark.parametrize("name", NAMES[1:])

@@ -5,10 +5,9 @@ import math
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from tiny import SHAPE, ByteOrder, losses, tiny_job, tiny_run
+from tiny import SHAPE, ByteOrder, half_padding, losses, tiny_job, tiny_run
 
 from hepta.model.decoder import Decoder
 from hepta.objectives.causal import IGNORE, Causal
@@ -164,16 +163,7 @@ def test_device_is_compared_by_type(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tokens_per_second_and_seen_count_no_padding(tmp_path: Path) -> None:
     """Trap R13: half the positions are padding, so half the tokens count; MFU divides by the peak measured here."""
-    job = tiny_job(tmp_path / "run")
-    batch = job.train.batch
-
-    def padded(start: int, count: int) -> dict[str, np.ndarray]:
-        rows = batch(start, count)
-        rows["segment_ids"][:, 16:] = 2
-        rows["labels"][:, 15:] = IGNORE
-        return rows
-
-    job.train.batch = padded
+    job = half_padding(tiny_job(tmp_path / "run"))
     outcome = tiny_run(tmp_path / "run", job, max_steps=3)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     train = [row for row in rows if "mfu" in row]

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import ByteOrder, byte_tokenizer, tiny_job, tiny_run
+from tiny import ByteOrder, byte_tokenizer, half_padding, tiny_job, tiny_run
 
 from hepta.data.order import IGNORE
 from hepta.objectives.causal import Causal
@@ -159,16 +159,7 @@ def test_waste_counts_padding_and_tokens_that_teach_nothing() -> None:
 
 
 def test_padding_of_the_whole_run_is_told(tmp_path: Path) -> None:
-    job = tiny_job(tmp_path / "run")
-    batch = job.train.batch
-
-    def padded(start: int, count: int) -> dict[str, np.ndarray]:
-        rows = batch(start, count)
-        rows["segment_ids"][:, 16:] = 2
-        rows["labels"][:, 15:] = IGNORE
-        return rows
-
-    job.train.batch = padded
+    job = half_padding(tiny_job(tmp_path / "run"))
     outcome = tiny_run(tmp_path / "run", job, max_steps=3)
     assert outcome.state.positions == 2 * outcome.state.tokens
     assert {row["waste"]["padded"] for row in rows_of(tmp_path / "run") if "waste" in row} == {0.5}

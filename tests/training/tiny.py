@@ -187,6 +187,37 @@ def add_dropout(job: Job, share: float = 0.2) -> Job:
     return job
 
 
+def half_padding(job: Job) -> Job:
+    """Half of each sequence's 32 positions are padding."""
+    batch = job.train.batch
+
+    def padded(start: int, count: int) -> dict[str, np.ndarray]:
+        rows = batch(start, count)
+        rows["segment_ids"][:, 16:] = 2
+        rows["labels"][:, 15:] = IGNORE
+        return rows
+
+    job.train.batch = padded
+    return job
+
+
+class Stopped(Exception):
+    """Ends a run as a crash does."""
+
+
+def crash_at(job: Job, sequence: int) -> Job:
+    """End a run where it would read this sequence."""
+    batch = job.train.batch
+
+    def mortal(start: int, count: int) -> dict[str, np.ndarray]:
+        if start >= sequence:
+            raise Stopped
+        return batch(start, count)
+
+    job.train.batch = mortal
+    return job
+
+
 def die() -> None:
     """End this process as ``kill -9`` does."""
     os.kill(os.getpid(), signal.SIGKILL)

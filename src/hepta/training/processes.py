@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from torch.multiprocessing.spawn import start_processes
 from hepta.config import HeptaError, Interrupted, MachineError
 from hepta.console import say
 from hepta.training.result import TrainingResult
+from hepta.training.stop import handled
 from hepta.training.world import join, leave, world
 
 GRACE = 5.0  # seconds that the others have to end by themselves once one has failed
@@ -182,15 +182,8 @@ def _passing_on_signals(processes: Sequence[Any]) -> Iterator[list[int]]:
             if process.is_alive():
                 os.kill(process.pid, number)
 
-    if threading.current_thread() is not threading.main_thread():
+    with handled(handle):
         yield passed
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield passed
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def _watch(processes: Sequence[Any], folder: Path) -> set[int]:

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -28,12 +28,19 @@ def stop_signals() -> Iterator[Stop]:
         stop.asked = True
         say(f"{signal.Signals(number).name}: finishing this step, then saving (once more to stop at once)")
 
-    if threading.current_thread() is not threading.main_thread():
+    with handled(handle):
         yield stop
+
+
+@contextmanager
+def handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM go to ``handle`` inside the block; outside the main thread, where none arrive: nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield
     finally:
         for number, old in before.items():
             signal.signal(number, old)
