@@ -1,35 +1,70 @@
 """What processes of a group do in tests: each function runs in all of them, the first one's value comes back."""
 
+import json
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import SHAPE, ByteOrder, tiny_config, tiny_job
+from tiny import SHAPE, ByteOrder, byte_tokenizer, tiny_config, tiny_job
 
-from hepta.config import HeptaError
+from hepta.config import HeptaError, build
 from hepta.model.decoder import Decoder
+from hepta.model.load import save_model
 from hepta.model.whole import whole
 from hepta.objectives.causal import Causal, LossSum
+from hepta.training.config import SftConfig
 from hepta.training.guard import Guard
 from hepta.training.loop import train
 from hepta.training.optimizer import make_optimizer
+from hepta.training.sft import sft
 from hepta.training.sharding import shard
 from hepta.training.step import micro_batches, run_step
 from hepta.training.together import claim_together
 from hepta.training.world import World, world
 
 UNEVEN = (1, 5, 6, 7)  # sequences without a supervised token: of step 0 in part, of step 1 all that rank 1 reads
+TALK = [
+    ("hello", "Good day to you, and what a fine one it is."), ("bye", "Bye."), ("count", "One, two, three, four."),
+    ("and back", "Five, four."), ("who are you?", "I am a very small model, smaller than most."), ("你好", "你好。"),
+    ("数数", "一，二，三，四，五，六，七。"), ("再见", "下次再见，路上小心。"),
+]  # fmt: skip
+
+METHODS = ({"method": "full", "validation": 0.2}, {"method": "lora", "validation": 0.0})
+
+
+def talk(folder: Path) -> dict[str, Any]:
+    """Keys of a tuning run: a model that answers, made here, and conversations with answers of many lengths."""
+    model = Decoder(SHAPE)
+    model.init_weights(1)
+    save_model(model, folder / "talker", byte_tokenizer(folder / "bytes"))
+    rows = [
+        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": said}]}
+        for question, said in TALK
+    ]
+    (folder / "talk.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return {
+        "model": str(folder / "talker"), "data": [str(folder / "talk.jsonl")], "sequence_length": 128,
+        "batch_tokens": 512, "micro_batch": 1, "max_steps": 5, "lr": 4e-3, "precision": "fp32", "compile": False,
+        "threads": 1, "sample_prompts": [], "eval": {"every": 9}, "packing": False,
+    }  # fmt: skip
+
+
+def tuned(keys: dict[str, Any]) -> dict[str, Any]:
+    """``hepta sft`` in all processes of a group."""
+    return {"p_stop": sft(build(SftConfig, keys)).p_stop}
 
 
 def whole_run(asked: dict[str, Any]) -> dict[str, Any]:
-    """``tiny_run`` of a group; ``die`` = [rank, step]: that process is killed where it reads that step."""
+    """``tiny_run`` of a group; ``die`` = [rank, step]: that process is killed where it reads that step; ``heads``:
+    of a model whose heads can be split."""
     output, die = Path(asked.pop("output")), asked.pop("die", None)
+    model = untied() if asked.pop("heads", False) else None
     config = tiny_config(output, **asked)
     stage = claim_together(config, "pretrain", 1)
     world().lead(lambda: str(tiny_job(output)))  # writes the tokenizer
-    job = tiny_job(output, poison=UNEVEN, prompts=["print"])
+    job = tiny_job(output, poison=UNEVEN, prompts=["print"], model=model)
     if die and die[0] == world().rank:
         batch = job.train.batch
 
@@ -96,9 +131,11 @@ def refusals() -> list[str]:
 def two(folder: str) -> dict[str, Any]:
     """Everything the default tests ask of two processes, in one group, as starting one takes seconds."""
     here, run = world(), str(Path(folder) / "run")
+    chat = world().lead(lambda: talk(Path(folder)))
     keys = {"max_steps": 8, "schedule": "constant", "warmup": 1, "eval": {"every": 4, "tokens": 256}}
     split = World(here.rank, 2, tensor=2)
     return {
         "cut": steps(here), "spoilt": steps(here, spoilt=2), "heads": steps(split, untied()),
         "refusals": refusals(), "run": whole_run({"output": run, **keys}),
+        "sft": [tuned({**chat, **how, "output": Path(folder) / how["method"]}) for how in METHODS],
     }  # fmt: skip

@@ -10,19 +10,24 @@ from typing import Any
 
 import pytest
 import torch
-from group import steps, two, untied, whole_run
+from group import METHODS, steps, talk, tuned, two, untied, whole_run
 from safetensors.torch import load_file
 from tiny import losses, tiny_config
 
 from hepta.config import HeptaError, build
+from hepta.model.adapters import ADAPTER_WEIGHTS
 from hepta.model.families import preset
+from hepta.objectives.causal import Causal
 from hepta.planning.memory import Setting, activation_bytes
+from hepta.tokenizer.load import load_tokenizer
 from hepta.training.checkpoint import OPTIMIZER, seal_fault
-from hepta.training.config import PretrainConfig
+from hepta.training.config import PretrainConfig, SftConfig
 from hepta.training.metrics import read_rows
 from hepta.training.pretrain import pretrain
 from hepta.training.processes import run_processes
 from hepta.training.rehearsal import rehearse
+from hepta.training.sft import conversation_orders
+from hepta.training.step import micro_batches
 from hepta.training.together import refuse_unshared
 from hepta.training.world import ALONE, World, world
 
@@ -88,6 +93,25 @@ def test_a_run_of_two_processes_leaves_what_one_leaves_and_one_goes_on_from_it(
     assert [row for row in theirs if row["step"] != 8] == [row for row in mine if row["step"] != 8]
     assert (folder / "run" / "manifest.json").is_file()
     assert losses(folder / "run")[-1][0] == 12
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_two_processes_tune_as_one_does(place: int, group: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    """Trap R2 in instruction tuning: questions are masked, so the processes' parts weigh differently in every step."""
+    keys, method = {**talk(tmp_path), **METHODS[place], "output": tmp_path / "one"}, METHODS[place]["method"]
+    order, _ = conversation_orders(build(SftConfig, keys), load_tokenizer(keys["model"]))
+    weights = [sum(Causal().weight(b) for b in micro_batches(order, 0, 4, 1, World(rank, 2))) for rank in (0, 1)]
+    assert weights[0] != weights[1]
+    one = tuned(keys)
+    assert group["sft"][place]["p_stop"]["train"] == pytest.approx(one["p_stop"]["train"], rel=1e-5)
+    mine, theirs = (read_rows(run / "metrics.jsonl") for run in (tmp_path / "one", folder / method))
+    for kind in ("loss", "grad_norm", "tokens_seen", *(["val_loss"] if keys["validation"] else [])):
+        wanted = [row[kind] for row in mine if kind in row]
+        assert wanted
+        assert [row[kind] for row in theirs if kind in row] == pytest.approx(wanted, rel=1e-5), kind
+    file = ADAPTER_WEIGHTS if method == "lora" else "model.safetensors"
+    for name, value in load_file(tmp_path / "one" / "model" / file).items():
+        torch.testing.assert_close(load_file(folder / method / "model" / file)[name], value, rtol=0, atol=1e-5)
 
 
 def test_ranks_in_the_environment_without_a_group_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +206,25 @@ def test_four_processes_go_on_from_two_and_two_from_four(tmp_path: Path) -> None
     for size, steps_done in ((2, 4), (4, 8), (1, 10), (2, 12)):
         asked = {"output": str(tmp_path / "run"), "max_steps": steps_done, **keys}
         run_processes(whole_run, asked, size) if size > 1 else whole_run(asked)
+    theirs, mine = ([loss for _, loss in losses(tmp_path / place)] for place in ("run", "one"))
+    assert theirs == pytest.approx(mine, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_by_two_processes_split_sequences_and_heads(tmp_path: Path) -> None:
+    """FSDP2 and tensor parallelism together: losses, weights and moments of one process, which goes on from theirs."""
+    keys = {"schedule": "constant", "warmup": 1, "heads": True}
+    whole_run({"output": str(tmp_path / "one"), "max_steps": 12, **keys})
+    run_processes(whole_run, {"output": str(tmp_path / "run"), "max_steps": 8, **keys}, 4, tensor=2)
+    for file in (OPTIMIZER, "model.safetensors"):
+        mine, theirs = (
+            load_file(tmp_path / run / "checkpoints" / "step-00000008" / file) for run in ("one", "run")
+        )
+        assert mine.keys() == theirs.keys()
+        for name, value in mine.items():
+            torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-5)
+    whole_run({"output": str(tmp_path / "run"), "max_steps": 10, **keys})
+    run_processes(whole_run, {"output": str(tmp_path / "run"), "max_steps": 12, **keys}, 4, tensor=2)
     theirs, mine = ([loss for _, loss in losses(tmp_path / place)] for place in ("run", "one"))
     assert theirs == pytest.approx(mine, rel=1e-5)
 
