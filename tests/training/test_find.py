@@ -12,9 +12,13 @@ from tiny import Stopped, losses, tiny_job, tiny_run
 
 import hepta.training.budgets
 from hepta.config import HeptaError
+from hepta.objectives.causal import Causal
+from hepta.training.backward import BackwardUpdates
 from hepta.training.find import STEPS, range_test
+from hepta.training.guard import Guard
+from hepta.training.optimizer import make_optimizer
 from hepta.training.resolve import read_resolved
-from hepta.training.step import StepResult
+from hepta.training.step import StepResult, micro_batches
 
 
 def taking(loss_at: Any) -> Any:
@@ -78,3 +82,18 @@ def test_a_run_trains_with_the_rate_found_as_if_it_had_been_given(
     assert resolved.lr == found.resolved.lr
     with pytest.raises(HeptaError, match="lr"):
         tiny_run(broken, lr=1e-3, max_steps=12)
+
+
+def test_the_range_test_takes_its_steps_as_the_run_does(tmp_path: Path) -> None:
+    """With updates in the backward pass each step is clipped by the norm of the one before, from the first on."""
+    tiny_run(
+        tmp_path / "run", lr="find", max_steps=1, update_in_backward=True, micro_batch=None, optimizer="sgd",
+        clip_norm=0.5,
+    )  # fmt: skip
+    table = json.loads((tmp_path / "run" / "lr-find.json").read_text())
+    job, guard = tiny_job(tmp_path / "by hand"), Guard(math.inf)
+    updates, optimizer = BackwardUpdates(job.model), make_optimizer(job.model, 0.1, "sgd")
+    for n in range(12):
+        batches = micro_batches(job.train, n, 4, 4)
+        result = updates.run_step(job.model, optimizer, Causal(), batches, table["rates"][n], 0.5, guard)
+        assert result.loss == table["losses"][n]

@@ -17,7 +17,7 @@ import torch
 from hepta.console import say, warn
 from hepta.stage import write_atomic, write_json
 from hepta.training.guard import Guard
-from hepta.training.step import StepResult, micro_batches, run_step
+from hepta.training.step import StepResult, micro_batches
 
 STEPS, REACH = 100, 100.0  # rates tried, from automatic / REACH to automatic · REACH
 SMOOTHING = 0.9  # of the loss, an exponential average
@@ -78,7 +78,7 @@ def find_rate(run: Any) -> float:
     def take(n: int, rate: float) -> StepResult:
         torch.manual_seed(config.seed + n)
         batches = micro_batches(job.train, n, config.sequences_per_step, run.resolved.micro_batch, run.world)
-        return run_step(
+        return run.take_step(  # as the run will: updates in the backward pass are clipped by the step before
             job.model, optimizer, run.objective, batches, rate, config.clip_norm, guard, world=run.world
         )
 
