@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from tiny import SHAPE, ByteOrder, byte_tokenizer, tiny_config, tiny_job
 
-from hepta.config import HeptaError, build
+from hepta.config import HeptaError, Interrupted, build
 from hepta.model.decoder import Decoder
 from hepta.model.load import save_model
 from hepta.model.whole import whole
 from hepta.objectives.causal import Causal, LossSum
 from hepta.training.config import SftConfig
 from hepta.training.guard import Guard
+from hepta.training.job import Job
 from hepta.training.loop import train
 from hepta.training.optimizer import make_optimizer
 from hepta.training.sft import sft
@@ -58,8 +59,8 @@ def tuned(keys: dict[str, Any]) -> dict[str, Any]:
 
 def whole_run(asked: dict[str, Any]) -> dict[str, Any]:
     """``tiny_run`` of a group; ``die`` = [rank, step]: that process is killed where it reads that step; ``heads``:
-    of a model whose heads can be split."""
-    output, die = Path(asked.pop("output")), asked.pop("die", None)
+    of a model whose heads can be split; ``signal`` = [step, number], see ``stopped_late``."""
+    output, die, late = Path(asked.pop("output")), asked.pop("die", None), asked.pop("signal", None)
     model = untied() if asked.pop("heads", False) else None
     config = tiny_config(output, **asked)
     stage = claim_together(config, "pretrain", 1)
@@ -74,10 +75,40 @@ def whole_run(asked: dict[str, Any]) -> dict[str, Any]:
             return batch(start, count)
 
         job.train.batch = mortal
+    if late:
+        signal_at(job, late[0] * config.sequences_per_step, late[1])
     outcome = train(config, stage, job)
     if world().main:
         stage.finish(outcome.weights_sha256, {})
     return {"sha256": outcome.weights_sha256, "prefix": os.environ.get("GLOO_SOCKET_IFNAME")}
+
+
+def signal_at(job: Job, sequence: int, number: int) -> None:
+    """Signal the first process where it reads this sequence, the others where they save."""
+    batch, save = job.train.batch, job.save
+
+    def read(start: int, count: int) -> Any:
+        if start == sequence and world().main:
+            os.kill(os.getpid(), number)
+        return batch(start, count)
+
+    def saving(place: Path, dtype: Any) -> None:
+        if not world().main:
+            os.kill(os.getpid(), number)
+        save(place, dtype)
+
+    job.train.batch, job.save = read, saving
+
+
+def stopped_late(asked: dict[str, Any]) -> dict[str, Any]:
+    """``whole_run``: the first process has a signal at step 6, the second only when it saves, and again as it ends."""
+    asked["signal"] = [6, signal.SIGTERM]  # the first four are read to be measured
+    try:
+        return whole_run(asked)
+    except Interrupted:
+        if not world().main:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise
 
 
 def steps(world: World, model: Decoder | None = None, spoilt: int | None = None, count: int = 4) -> dict[str, Any]:

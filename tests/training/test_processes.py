@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from group import METHODS, steps, talk, tuned, two, untied, whole_run
+from group import METHODS, steps, stopped_late, talk, tuned, two, untied, whole_run
 from safetensors.torch import load_file
-from tiny import losses, tiny_config
+from tiny import losses, tiny_config, tiny_job, tiny_run
 
-from hepta.config import HeptaError, build
+from hepta.config import HeptaError, Interrupted, build
 from hepta.model.adapters import ADAPTER_WEIGHTS
 from hepta.model.families import preset
 from hepta.objectives.causal import Causal
@@ -196,6 +196,35 @@ def test_a_signal_stops_all_processes_after_the_same_step(tmp_path: Path, number
     assert errors.count("finishing this step") == 1
     saved = [path.name for path in (run / "checkpoints").iterdir()]
     assert saved == [f"step-{losses(run)[-1][0]:08d}"]
+
+
+def test_a_signal_that_comes_when_others_have_agreed_on_it_is_no_second_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process had it first and all agreed to stop; this one's own finds it saving, and does not end it."""
+    run = tmp_path / "run"
+    job = tiny_job(run)
+    save = job.save
+
+    def saving(place: Path, dtype: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(place, dtype)
+
+    job.save = saving
+    monkeypatch.setattr(World, "any", lambda self, due, asked: [due, True])
+    with pytest.raises(Interrupted, match="goes on from here"):
+        tiny_run(run, job)
+    assert seal_fault(run / "checkpoints" / "step-00000001") is None
+
+
+@pytest.mark.chaos
+def test_signals_that_reach_processes_at_different_times_stop_them_together(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(Interrupted, match="goes on from here"):
+        run_processes(stopped_late, {"output": str(run), "max_steps": 4000, "checkpoint": {"every": 4000}}, 2)
+    saved = [path.name for path in (run / "checkpoints").iterdir()]
+    assert saved == [f"step-{losses(run)[-1][0]:08d}"] == ["step-00000007"]
+    assert seal_fault(run / "checkpoints" / saved[0]) is None
 
 
 @pytest.mark.slow

@@ -109,13 +109,14 @@ def _take_steps(run: Run, total: int, stop: Stop) -> None:
         due = (every and state.step % every == 0) or clock > SAVE_SECONDS * (2 if every else 1)
         due = due and not state.guard.in_a_row  # nothing new to save, and nothing to go back to
         improved = patient and state.val_loss is not None and state.since_best == 0
-        due, stop.asked = run.world.any(bool(due), stop.asked)
+        due, stopping = run.world.any(bool(due), stop.asked)  # no word of it to ``stop``: its own signal may yet come
         if due and every is None:
             settle_saves(run, state.step - first)
-        if due or improved or run.exhausted or stop.asked or state.step == total:
+        if due or improved or run.exhausted or stopping or state.step == total:
             run.save()
             saved_at = time.monotonic()
-        if stop.asked:
+        if stopping:
+            run.world.wait()  # a process that ends before the first one has saved has that one ended, by torchrun
             raise go_on_hint(config)
         if run.exhausted:
             say(f"step {state.step}: held-out loss has not fallen for {job.patience} evaluations; training ends here")

@@ -4,6 +4,7 @@
 ``torchrun … -m hepta pretrain`` starts them itself, on as many machines as it is told. What they do is the same.
 """
 
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -13,12 +14,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ from hepta.training.stop import handled
 from hepta.training.world import join, leave, world
 
 GRACE = 5.0  # seconds that the others have to end by themselves once one has failed
+AT_ONCE = "stopped at once; the same command goes on from the last saved state"
 ERRORS = {kind.exit_code: kind for kind in (HeptaError, MachineError, Interrupted)}
 BY_TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
 LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
@@ -130,20 +130,34 @@ def run_processes(work: Callable[[Any], Any], config: Any, size: int, tensor: in
     threads = getattr(config, "threads", None) or max(1, torch.get_num_threads() // size)
     with tempfile.TemporaryDirectory(prefix="hepta-") as folder:
         meeting = Meeting(folder, size, tensor, threads, dict(os.environ))
-        context: Any = start_processes(_be_one_of, (work, config, meeting), size, join=False, start_method=method)
-        with _passing_on_signals(context.processes) as passed:
-            killed = _watch(context.processes, Path(folder))
-        return _outcome(context.processes, killed, Path(folder), name, bool(passed))
+        came: list[int] = []
+        with handled(lambda number, _: came.append(number)):  # passed on by ``_watch``, which knows who is there
+            context: Any = start_processes(_be_one_of, (work, config, meeting), size, join=False, start_method=method)
+            killed = _watch(context.processes, came)
+        return _outcome(context.processes, killed, Path(folder), name, bool(came))
 
 
 def _be_one_of(rank: int, work: Callable[[Any], Any], config: Any, meeting: Meeting) -> None:
     """A process's whole life; what it has to say stands in its report."""
     os.setsid()  # Ctrl-C reaches the process that started us, which passes it on
+
+    def end(code: int, told: dict[str, Any]) -> None:
+        report = json.dumps({"code": code, "at": time.time(), **told}, default=str)
+        (Path(meeting.folder) / f"{rank}.json").write_text(report)
+        os._exit(code)  # nothing is left to do, and a broken group may wait for the others when it is taken down
+
+    with handled(lambda *_: end(Interrupted.exit_code, {"error": AT_ONCE})):  # wherever no step is under way
+        code, told = _work_as(rank, work, config, meeting)
+        sys.stderr.flush()
+        end(code, told)
+
+
+def _work_as(rank: int, work: Callable[[Any], Any], config: Any, meeting: Meeting) -> tuple[int, dict[str, Any]]:
+    """Join the group and work; gives an exit code and what to report."""
     os.environ.update(meeting.environment)
     os.environ.update({"GLOO_SOCKET_IFNAME": LOOPBACK, "NCCL_SOCKET_IFNAME": LOOPBACK, "LOCAL_RANK": str(rank)})
     torch.set_num_threads(meeting.threads)
     _be_silent(rank)
-    code, told = 0, {}
     try:
         if _backend(config) != "gloo":
             torch.cuda.set_device(rank)
@@ -151,48 +165,36 @@ def _be_one_of(rank: int, work: Callable[[Any], Any], config: Any, meeting: Meet
         join(_backend(config), meeting.tensor, store=store, rank=rank, world_size=meeting.size)
         result = work(config)
         world().wait()
-        told = {"result": result if isinstance(result, dict) else asdict(result)}
         leave()
+        return 0, {"result": result if isinstance(result, dict) else asdict(result)}
     except HeptaError as error:
-        code, told = error.exit_code, {"error": str(error)}
+        return error.exit_code, {"error": str(error)}
     except SystemExit as stop:  # of a process that follows: the first one has told why
-        code = int(stop.code or 0)
+        return int(stop.code or 0), {}
     except KeyboardInterrupt:
-        code, told = (
-            Interrupted.exit_code,
-            {"error": "stopped at once; the same command goes on from the last saved state"},
-        )
+        return Interrupted.exit_code, {"error": AT_ONCE}
     except BaseException:
-        code, told = 1, {"trace": traceback.format_exc()}
-    (Path(meeting.folder) / f"{rank}.json").write_text(
-        json.dumps({"code": code, "at": time.time(), **told}, default=str)
-    )
-    sys.stderr.flush()
-    os._exit(code)  # nothing is left to do, and a broken group may wait for the others when it is taken down
+        return 1, {"trace": traceback.format_exc()}
 
 
-@contextmanager
-def _passing_on_signals(processes: Sequence[Any]) -> Iterator[list[int]]:
-    """Within the block SIGINT and SIGTERM go to all processes; gives the list of those that came."""
-    passed: list[int] = []
+def _watch(processes: Sequence[Any], came: Sequence[int]) -> set[int]:
+    """Wait for all to end and pass on the signals that came, to the first process first, as it speaks for all.
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        passed.append(number)
-        for process in processes:
-            if process.is_alive():
-                os.kill(process.pid, number)
+    Once one has failed or stopped, or the second signal has come, the others have ``GRACE`` seconds.
 
-    with handled(handle):
-        yield passed
-
-
-def _watch(processes: Sequence[Any], folder: Path) -> set[int]:
-    """Wait for all to end; once one has failed, the others have ``GRACE`` seconds. Gives the ranks ended here."""
-    until = None
+    Returns:
+        the ranks ended here.
+    """
+    passed, until = 0, None
     while alive := [process for process in processes if process.is_alive()]:
+        for number in came[passed:]:
+            passed += 1
+            for process in alive:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
         wait([process.sentinel for process in alive], 0.2)
-        codes = [process.exitcode for process in processes]
-        if until is None and any(code not in (None, 0, Interrupted.exit_code) for code in codes):
+        failed = any(process.exitcode not in (None, 0) for process in processes)
+        if until is None and (failed or passed > 1):
             until = time.monotonic() + GRACE
         if until is not None and time.monotonic() > until:
             late = {rank for rank, process in enumerate(processes) if process.is_alive()}
@@ -211,17 +213,17 @@ def _outcome(processes: Sequence[Any], killed: set[int], folder: Path, name: str
     for rank in range(size):
         if (folder / f"{rank}.json").is_file():
             reports[rank] = json.loads((folder / f"{rank}.json").read_text())
+    told = [report for report in reports.values() if "error" in report]
+    if asked and not told and 0 not in reports:  # ended before they could say anything
+        raise Interrupted(f"{name}: stopped at once; {hint}")
     for rank, process in enumerate(processes):
-        if rank in reports or rank in killed:
+        if rank in reports or rank in killed or asked:
             continue
-        if asked:
-            raise Interrupted(f"{name}: stopped before its first step; {hint}")
         ended = signal.Signals(-process.exitcode).name if process.exitcode < 0 else f"code {process.exitcode}"
         memory = ", perhaps for memory" if process.exitcode == -signal.SIGKILL else ""
         raise MachineError(f"{name}: process {rank} of {size} was ended by {ended}{memory}; all are stopped, {hint}")
-    for report in reports.values():
-        if "error" in report:
-            raise ERRORS[report["code"]](report["error"])
+    if told:
+        raise ERRORS[told[0]["code"]](told[0]["error"])
     traces = sorted((report["at"], rank) for rank, report in reports.items() if "trace" in report)
     if traces:  # the others broke down because of the first
         rank = traces[0][1]
