@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import SHAPE, ByteOrder, byte_tokenizer, tiny_config, tiny_job
+from tiny import SHAPE, ByteOrder, TwoSources, byte_tokenizer, tiny_config, tiny_job
 
 from hepta.config import HeptaError, Interrupted, build
 from hepta.model.decoder import Decoder
@@ -66,6 +66,7 @@ def whole_run(asked: dict[str, Any]) -> dict[str, Any]:
     stage = claim_together(config, "pretrain", 1)
     world().lead(lambda: str(tiny_job(output)))  # writes the tokenizer
     job = tiny_job(output, poison=UNEVEN, prompts=["print"], model=model)
+    job.train = TwoSources(32, 19, poison=UNEVEN)
     if die and die[0] == world().rank:
         batch = job.train.batch
 
@@ -136,8 +137,8 @@ class Spoilt(Causal):
     """A loss that overflowed."""
 
     def __call__(self, model: Any, batch: Any) -> LossSum:
-        total, weight, parts = super().__call__(model, batch)
-        return LossSum(total * float("inf"), weight, parts)
+        found = super().__call__(model, batch)
+        return found._replace(total=found.total * float("inf"))
 
 
 def untied(**changes: Any) -> Decoder:

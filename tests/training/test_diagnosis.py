@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from test_checkpoint import damage, tiny_run_until
 from test_rollback import cursed_job
-from tiny import tiny_run
+from tiny import TwoSources, tiny_job, tiny_run
 
 from hepta.config import HeptaError
 from hepta.training.checkpoint import checkpoint_path
 from hepta.training.config import RunDoctorConfig
-from hepta.training.diagnosis import diagnose, spikes, stalls, trend
+from hepta.training.diagnosis import by_source, diagnose, spikes, stalls, trend
 from hepta.training.diagnosis_text import show_diagnosis
 
 
@@ -63,6 +63,20 @@ def test_skips_and_rollbacks_name_their_documents(tmp_path: Path) -> None:
     assert "! it went back once" in text
     assert "from step 20 to 8 (window-" in text
     assert "step 11: loss is nan (window-" in text, "the eleventh bad step, now step 11, was skipped alone"
+
+
+def test_sources_are_told_with_their_losses_and_shares(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path / "run")
+    job.train = TwoSources(32, 19)
+    tiny_run(tmp_path / "run", job, max_steps=6)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss_by_source"]["left"] for row in rows if "loss_by_source" in row]
+    found = diagnose(RunDoctorConfig(run=tmp_path / "run")).by_source
+    assert found["left"]["loss"] == pytest.approx(np.mean(losses)), "each step has as many tokens of it"
+    assert found["left"]["share"] == pytest.approx(15 / 31)
+    assert f"by source      right {found['right']['loss']:.4f} (52%), left" in look(tmp_path / "run")
+    rows = [{"loss_by_source": {"a": None, "b": 2.0}, "tokens_by_source": {"a": 3, "b": 4}}, {"loss": 1.0}]
+    assert by_source(rows) == {"b": {"loss": 2.0, "share": 1.0}}, "a skipped step's loss is no number"
 
 
 def test_spikes_and_stalls_are_told_from_the_usual() -> None:

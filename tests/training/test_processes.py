@@ -89,6 +89,9 @@ def test_a_run_of_two_processes_leaves_what_one_leaves_and_one_goes_on_from_it(
         mine, theirs = ([row for row in rows if kind in row and row["step"] != 8] for rows in (one, other))
         for key in (kind, *keys):
             assert [row[key] for row in theirs] == pytest.approx([row[key] for row in mine], rel=1e-5), key
+        for row, beside in zip(mine, theirs, strict=True) if kind == "grad_norm" else ():
+            assert beside["tokens_by_source"] == row["tokens_by_source"]
+            assert beside["loss_by_source"] == pytest.approx(row["loss_by_source"], rel=1e-5)
     mine, theirs = (read_rows(run / "samples.jsonl") for run in (tmp_path / "one", folder / "run"))
     assert [row for row in theirs if row["step"] != 8] == [row for row in mine if row["step"] != 8]
     assert (folder / "run" / "manifest.json").is_file()

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import ByteOrder, byte_tokenizer, half_padding, tiny_job, tiny_run
+from tiny import TwoSources, byte_tokenizer, half_padding, tiny_job, tiny_run
 
 from hepta.data.order import IGNORE
 from hepta.objectives.causal import Causal
@@ -21,16 +21,6 @@ from hepta.training.metrics import shares, waste
 
 def rows_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-class TwoSources(ByteOrder):
-    """Windows whose first half is of one source and document, and whose second half of another."""
-
-    def sources(self, n: int) -> list[str]:
-        return ["left", "right"]
-
-    def where(self, n: int) -> list[str]:
-        return [f"left/{self.index(n) // 2}", f"right/{self.index(n)}"]
 
 
 def test_phases_of_a_step_add_up_to_its_seconds(tmp_path: Path) -> None:

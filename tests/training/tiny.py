@@ -106,6 +106,18 @@ class ByteOrder(Segmented):
         return ["en", "zh"]
 
 
+class TwoSources(ByteOrder):
+    """Windows whose first half is of one source and document, and whose second half of another."""
+
+    source_names = ("left", "right")
+
+    def sources(self, n: int) -> list[str]:
+        return ["left", "right"]
+
+    def where(self, n: int) -> list[str]:
+        return [f"left/{self.index(n) // 2}", f"right/{self.index(n)}"]
+
+
 @dataclass(frozen=True)
 class Cursed(Causal):
     """A loss that is NaN for batches with the cursed token in them."""
@@ -114,7 +126,7 @@ class Cursed(Causal):
         """As ``Causal``'s, but for them."""
         found = super().__call__(model, batch)
         bad = bool((batch["input_ids"] == CURSE).any())
-        return LossSum(found.total * float("nan"), found.weight) if bad else found
+        return found._replace(total=found.total * float("nan")) if bad else found
 
 
 def curse(job: Job, first: int, end: int) -> Job:

@@ -97,6 +97,7 @@ class MaskedOrder:
         self.order, self.mask_id, self.seed = order, tokenizer.mask_id, seed
         self.words = WordUnits(tokenizer)
         self.sequences_per_epoch, self.waste = order.sequences_per_epoch, order.waste
+        self.source_names = order.source_names
         self.digest = digest_json([VERSION, order.digest, seed, self.mask_id])
 
     def get(self, n: int) -> Packed:

@@ -69,7 +69,13 @@ class Order(Protocol):
 
 
 class Segmented:
-    """Counts the real tokens of an order whose batches say by ``segment_ids`` what belongs together."""
+    """Counts the real tokens of an order whose batches say by ``segment_ids`` what belongs together.
+
+    Attributes:
+        source_names: sources that ``sources`` may name; none where an order tells none apart.
+    """
+
+    source_names: Sequence[str] = ()
 
     def languages(self, n: int) -> list[str]:
         """Language of each segment of the n-th sequence."""
@@ -132,6 +138,7 @@ class TokenOrder(Segmented):
         self.streams = open_streams(self.directory, split)
         if not self.streams:
             raise HeptaError(f"{self.directory}: split {split!r} holds no tokens; give the corpus more documents")
+        self.source_names = [stream.name for stream in self.streams]
         self.pad_id: int = manifest["facts"]["document_policy"]["eos_id"]
         self._windows = [-(-stream.total // self.T) for stream in self.streams]
         self.sequences_per_epoch = sum(self._windows)
@@ -174,7 +181,8 @@ class TokenOrder(Segmented):
 
     def sources(self, n: int) -> list[str]:
         """Source of each segment of the n-th sequence; a window never holds two."""
-        return [self._find(n)[0].name] * len(self.languages(n))
+        stream, first, last = self._documents(n)
+        return [stream.name] * (last - first if self.document_mask else 1)
 
     def languages(self, n: int) -> list[str]:
         """Language of each segment of the n-th sequence (of its first document without a document mask)."""

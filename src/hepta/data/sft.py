@@ -85,6 +85,7 @@ class SftOrder(Segmented):
         lengths = [len(example.ids) for example in self.examples]
         self._bins = pack(lengths, sequence_length) if packing else [[i] for i in range(len(lengths))]
         self.sequences_per_epoch = len(self._bins)
+        self.source_names = sorted({_source(example) for example in self.examples})
         self.report = self._summary(len(chosen), renderer, getattr(conversations, "report", {}))
         content = [
             (xxhash.xxh3_64_hexdigest(e.ids.tobytes()), xxhash.xxh3_64_hexdigest(e.mask.tobytes()))
@@ -125,7 +126,7 @@ class SftOrder(Segmented):
 
     def sources(self, n: int) -> list[str]:
         """Source of each conversation in the n-th sequence."""
-        return [name.rpartition(" row ")[0] for name in self.where(n)]
+        return [_source(self.examples[member]) for member in self._members(n)]
 
     def held_out(self) -> list[Conversation]:
         """The conversations that training never reads."""
@@ -178,6 +179,10 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         if space > lengths[item]:
             bisect.insort(room, (space - lengths[item], chosen))
     return bins
+
+
+def _source(example: Example) -> str:
+    return example.name.rpartition(" row ")[0]
 
 
 class _Renderer:

@@ -27,6 +27,7 @@ class LossSum(NamedTuple):
     total: Tensor  # sum over supervised positions in nats, float32 scalar
     weight: int  # number of supervised positions
     parts: Mapping[str, Tensor] = MappingProxyType({})  # sums that ``total`` is made of, shown beside it
+    losses: Tensor | None = None  # its terms (B, T), without gradient; None where it is no sum over tokens
 
 
 class TokenScores(NamedTuple):
@@ -45,7 +46,7 @@ def softmax_gradient(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Te
         z_loss: weight of the squared log-partition, which keeps logits from drifting.
 
     Returns:
-        the summed loss (float32 scalar) and d loss / d logits (N, V) in the dtype of ``logits``.
+        the loss of each row (N,) float32 and d loss / d logits (N, V) in the dtype of ``logits``.
     """
     supervised = targets != IGNORE
     columns = torch.where(supervised, targets, 0)[:, None]
@@ -58,7 +59,7 @@ def softmax_gradient(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Te
     gradient.scatter_add_(1, columns, gradient.new_full(columns.shape, -1.0))
     gradient.index_fill_(0, (~supervised).nonzero()[:, 0], 0.0)
     loss = torch.where(supervised, z_loss * partition * partition - picked, 0.0)
-    return loss.sum(), gradient.to(logits.dtype)
+    return loss, gradient.to(logits.dtype)
 
 
 def fusible_softmax_gradient(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
@@ -73,7 +74,7 @@ def fusible_softmax_gradient(logits: Tensor, targets: Tensor, z_loss: float) -> 
     softmax = torch.exp(values - partition[:, None])
     onehot = torch.arange(values.shape[1], device=values.device)[None, :] == columns[:, None]
     gradient = softmax * push[:, None] - torch.where(onehot, pull[:, None], 0.0)
-    return torch.where(supervised, loss, 0.0).sum(), gradient.to(logits.dtype)
+    return torch.where(supervised, loss, 0.0), gradient.to(logits.dtype)
 
 
 Kernel = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
@@ -82,7 +83,8 @@ Kernel = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 class ChunkedLoss(torch.autograd.Function):
     """Head, softmax and their gradients chunk by chunk, all in forward; backward only scales.
 
-    ``of_chunk(logits (N, V), part)`` gives the summed loss of the rows ``part`` and its gradient (N, V).
+    ``of_chunk(logits (N, V), part)`` gives the losses (N,) of the rows ``part`` and the gradient of their sum (N, V).
+    What comes out is the sum, and all its terms without gradient.
     """
 
     @staticmethod
@@ -93,10 +95,11 @@ class ChunkedLoss(torch.autograd.Function):
         bias: Tensor | None,
         chunk: int,
         of_chunk: Callable[[Tensor, slice], tuple[Tensor, Tensor]],
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         wants_rows, wants_head, wants_bias = ctx.needs_input_grad[:3]
         weight = head.to(rows.dtype)  # (V, D), cast once
         total = torch.zeros((), dtype=torch.float32, device=rows.device)
+        losses = torch.zeros(rows.shape[0], dtype=torch.float32, device=rows.device)
         grad_rows = torch.empty_like(rows) if wants_rows else None
         alone = 0 < rows.shape[0] <= chunk  # one chunk's gradient needs no sum to be added to
         grad_head = torch.zeros_like(head, dtype=torch.float32) if wants_head and not alone else None
@@ -104,8 +107,8 @@ class ChunkedLoss(torch.autograd.Function):
         for start in range(0, rows.shape[0], chunk):
             part = slice(start, start + chunk)
             x = rows[part]
-            loss, gradient = of_chunk(unembed(x, weight, bias), part)
-            total += loss
+            losses[part], gradient = of_chunk(unembed(x, weight, bias), part)
+            total += losses[part].sum()
             if grad_rows is not None:
                 torch.mm(gradient, weight, out=grad_rows[part])
             if wants_head:  # summed in float32: bfloat16 sums would lose small chunks
@@ -115,7 +118,8 @@ class ChunkedLoss(torch.autograd.Function):
                 grad_bias += gradient.sum(0, dtype=torch.float32)
         ctx.save_for_backward(grad_rows, grad_head, grad_bias)
         ctx.head_dtype = head.dtype
-        return total
+        ctx.mark_non_differentiable(losses)
+        return total, losses
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
@@ -173,7 +177,7 @@ def causal_loss(
         kernel: ``softmax_gradient`` or a compiled form of it.
 
     Returns:
-        The loss summed over supervised positions in nats (float32 scalar), and their count.
+        The loss summed over supervised positions in nats (float32 scalar), their count, and the terms of the sum.
 
     Raises:
         LabelError: a label lies outside [0, V).
@@ -182,14 +186,18 @@ def causal_loss(
     rows, targets = hidden.flatten(0, -2), labels.flatten()
     supervised = targets != IGNORE
     weight = int(supervised.sum())
+    places = None
     if weight < targets.numel() * 0.9:  # a gather pays only when it saves a good part of the head
-        rows, targets, _ = _gather(rows, targets)
+        rows, targets, places = _gather(rows, targets)
     if not torch.is_grad_enabled():
         rows, head, bias = rows.detach(), head.detach(), None if bias is None else bias.detach()
-    total: Any = ChunkedLoss.apply(
+    found: Any = ChunkedLoss.apply(
         rows, head, bias, chunk, lambda logits, part: kernel(logits, targets[part], z_loss)
     )
-    return LossSum(total, weight)
+    total, losses = found
+    if places is not None:
+        losses = losses.new_zeros(labels.numel()).index_copy_(0, places, losses[: len(places)])
+    return LossSum(total, weight, losses=losses.view(labels.shape))
 
 
 @torch.no_grad()

@@ -54,8 +54,8 @@ def distillation_gradient(
         mixture: see ``Mixture``.
 
     Returns:
-        float32 scalars: the summed loss, its cross-entropy and its KL (both unweighted); and d loss / d student (N, V)
-        in the dtype of ``student``.
+        the loss of each row (N,) and, summed over rows, its cross-entropy and its KL (both unweighted), all float32;
+        and d loss / d student (N, V) in the dtype of ``student``.
     """
     T, share = mixture.temperature, 1.0 - mixture.weight
     supervised = targets != IGNORE
@@ -72,8 +72,8 @@ def distillation_gradient(
     gradient.scatter_add_(1, columns, gradient.new_full(columns.shape, -share))
     gradient.index_fill_(0, (~supervised).nonzero()[:, 0], 0.0)
     whole = mixture.weight * T * T * kl + share * data + mixture.z_loss * partition * partition
-    total, data, kl = (torch.where(supervised, value, 0.0).sum() for value in (whole, data, kl))
-    return total, data, kl, gradient.to(student.dtype)
+    whole, data, kl = (torch.where(supervised, value, 0.0) for value in (whole, data, kl))
+    return whole, data.sum(), kl.sum(), gradient.to(student.dtype)
 
 
 def distillation_loss(
@@ -103,13 +103,14 @@ def distillation_loss(
 
     def of_chunk(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         teacher = unembed(theirs[part], taught.head, taught.bias)
-        total, data, kl, gradient = distillation_gradient(logits, teacher, targets[part], mixture)
+        losses, data, kl, gradient = distillation_gradient(logits, teacher, targets[part], mixture)
         parts["data_loss"] += data
         parts["kl"] += kl
-        return total, gradient
+        return losses, gradient
 
-    total: Any = ChunkedLoss.apply(rows, head, bias, chunk, of_chunk)
-    return LossSum(total, int((targets != IGNORE).sum()), parts)
+    found: Any = ChunkedLoss.apply(rows, head, bias, chunk, of_chunk)
+    total, losses = found
+    return LossSum(total, int((targets != IGNORE).sum()), parts, losses.view(labels.shape))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ def smoothed(smoothing: float) -> Kernel:
         gradient -= smoothing / logits.shape[-1]
         gradient.scatter_add_(1, columns, gradient.new_full(columns.shape, smoothing - 1.0))
         gradient.index_fill_(0, (~supervised).nonzero()[:, 0], 0.0)
-        return loss.sum(), gradient.to(logits.dtype)
+        return loss, gradient.to(logits.dtype)
 
     return kernel
 

@@ -46,6 +46,6 @@ def compile_kernel() -> Kernel:
             logits = F.pad(logits, (0, 0, 0, CHUNK - rows))
             targets = F.pad(targets, (0, CHUNK - rows), value=IGNORE)
         loss, gradient = compiled(logits, targets, z_loss)
-        return loss, gradient[:rows]
+        return loss[:rows], gradient[:rows]
 
     return kernel

@@ -66,10 +66,11 @@ class BackwardUpdates:
             part = objective(model, {name: value.to(device) for name, value in batch.items()})
         parts = defaultdict(float, {name: float(value) / max(weight, 1) for name, value in part.parts.items()})
         loss = float(part.total.detach()) / max(weight, 1)
+        losses = [] if part.losses is None else [part.losses]
         if not weight:
-            return StepResult(loss, 0, 0.0, "no token of this step is supervised", dict(parts))
+            return StepResult(loss, 0, 0.0, "no token of this step is supervised", dict(parts), losses=losses)
         if not math.isfinite(loss):
-            return StepResult(loss, weight, math.nan, guard.verdict(loss, math.nan), dict(parts))
+            return StepResult(loss, weight, math.nan, guard.verdict(loss, math.nan), dict(parts), losses=losses)
         last = guard.norms[-1] if guard.norms else clip_norm
         self.scale, self.squares, self.refused = min(1.0, clip_norm / max(last, 1e-12)), 0.0, 0
         set_learning_rate(optimizer, lr)
@@ -83,4 +84,4 @@ class BackwardUpdates:
         reason = guard.verdict(loss, norm)
         if self.refused:
             reason = f"gradients of {self.refused} tensors are not finite"
-        return StepResult(loss, weight, norm, reason, dict(parts), spoiled=reason is not None)
+        return StepResult(loss, weight, norm, reason, dict(parts), reason is not None, losses)

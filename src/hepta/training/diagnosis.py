@@ -7,6 +7,7 @@ medians of the steps before, so that a learning rate that falls or a loss that f
 import fcntl
 import statistics
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,7 @@ class Diagnosis:
     phases: dict[str, float]  # share of the time, evaluations and saves among it
     memory: dict[str, Any]  # peak bytes, growth after the first quarter, bytes by class
     layers: dict[str, Any] = field(default_factory=dict)  # the last row of statistics
+    by_source: dict[str, dict[str, float]] = field(default_factory=dict)  # loss and share of tokens, of the last steps
     asked: dict[str, Any] = field(default_factory=dict)  # --step: its row, sequences and documents
     findings: list[str] = field(default_factory=list)  # what deserves a look, most urgent first
 
@@ -90,6 +92,7 @@ def diagnose(config: RunDoctorConfig) -> Diagnosis:
         data_wait=_mean(row.get("data_wait") for row in steps[PAST // 10 :]),
         phases=_shares(steps), memory=_memory(steps),
         layers=next((row["layers"] for row in reversed(rows) if "layers" in row), {}),
+        by_source=by_source(steps[-PAST:]),
     )  # fmt: skip
     if config.step is not None:
         found.asked = _asked(run, recipe, config.step, steps, events)
@@ -173,6 +176,20 @@ def stalls(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if seconds > max(STALL * usual, usual + LEAST_STALL)
     ]
     return sorted(found, key=lambda stall: -stall["seconds"])
+
+
+def by_source(steps: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Training ``loss`` and ``share`` of the tokens of each source over some steps, the largest first; {} where one."""
+    nats: Counter[str] = Counter()
+    tokens: Counter[str] = Counter()
+    for row in steps:
+        for name, loss in (row.get("loss_by_source") or {}).items():
+            if loss is not None:  # not finite: the step was skipped
+                met = row["tokens_by_source"][name]
+                nats[name] += loss * met
+                tokens[name] += met
+    whole = tokens.total()
+    return {name: {"loss": nats[name] / met, "share": met / whole} for name, met in tokens.most_common()}
 
 
 def _mean(values: Any) -> float | None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from hepta.console import duration
-from hepta.training.diagnosis import MOST, Diagnosis
+from hepta.training.diagnosis import MOST, PAST, Diagnosis
 
 STATUS = {
     "running": "running now",
@@ -23,6 +23,8 @@ def show_diagnosis(d: Diagnosis) -> str:
     lines.append(f"{'step':15}{d.step:,} of {d.total_steps:,} ({share:.0%})" + _pace(d))
     if d.train_loss:
         lines.append(f"{'train loss':15}{d.train_loss[0]:.4f} → {d.train_loss[1]:.4f}, {d.trend}")
+    if d.by_source:
+        lines.append(f"{'by source':15}{_sources(d.by_source)} of the tokens, last {min(PAST, d.step)} steps")
     if d.val_loss:
         told = "  ".join(f"step {step:,}: {loss:.4f}" for step, loss in d.val_loss)
         lines.append(f"{'held-out loss':15}{told}")
@@ -61,6 +63,12 @@ def _memory(found: dict[str, Any]) -> str:
     if classes:
         told += "; a step holds " + ", ".join(f"{name} {value / 1e6:,.0f}" for name, value in classes) + " MB"
     return told
+
+
+def _sources(found: dict[str, dict[str, float]]) -> str:
+    told = [f"{name} {one['loss']:.4f} ({one['share']:.0%})" for name, one in found.items()]
+    more = [f"… {len(told) - MOST} more"] if len(told) > MOST else []
+    return ", ".join([*told[:MOST], *more])
 
 
 def _names(event: dict[str, Any]) -> str:

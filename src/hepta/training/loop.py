@@ -94,7 +94,7 @@ def _take_steps(run: Run, total: int, stop: Stop) -> None:
                 job.model, run.optimizer, run.objective, batches, rate, config.clip_norm, state.guard, run.clock,
                 run.world,
             )  # fmt: skip
-        row = run.record(result, rate, run.count(batches), time.perf_counter() - began)
+        row = run.record(result, batches, rate, began)
         run.forecast.check(run.log, state.step, total, state.seconds)
         bar.advance(1, f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tok/s  MFU {row['mfu']:.0%}")
         if state.guard.hopeless or result.spoiled:

@@ -170,7 +170,7 @@ def _one_step(config: LoopConfig, shape: Any, precision: str, micro: int) -> tup
             def of_chunk(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
                 return fusible_softmax_gradient(logits, targets[part], 0.0)
 
-            return ChunkedLoss.apply(hidden.flatten(0, -2), weight, bias, CHUNK, of_chunk)
+            return ChunkedLoss.apply(hidden.flatten(0, -2), weight, bias, CHUNK, of_chunk)[0]
 
         with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
             total = model(ids, head=head)

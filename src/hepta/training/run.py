@@ -1,5 +1,6 @@
 """A run's parts put together: model, optimizer, checkpoint, log; and what is done with them between steps."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from hepta.planning.cost import step_flops
 from hepta.stage import Stage, atomic_directory
 from hepta.training.accelerate import compile_blocks, compile_objective
 from hepta.training.backward import BackwardUpdates
+from hepta.training.by_source import loss_by_source
 from hepta.training.checkpoint import (
     Checkpoint,
     best_checkpoint,
@@ -175,9 +177,11 @@ class Run:
         self.clock.watch = None
         self.state.memory = meter.row()
 
-    def record(self, result: StepResult, rate: float, read: dict[str, int], seconds: float) -> dict[str, Any]:
-        """Count a step and write its row; close the epoch that it ends."""
+    def record(self, result: StepResult, batches: list[Batch], rate: float, began: float) -> dict[str, Any]:
+        """Count a step that began at ``began`` (seconds) and write its row; close the epoch that it ends."""
         state, config = self.state, self.config
+        read, sources = self.count(batches), self.by_source(batches, result)
+        seconds = time.perf_counter() - began
         per_epoch, sequences = self.job.train.sequences_per_epoch, config.sequences_per_step
         tokens, phases = read["tokens"], self.clock.take(seconds)
         self.add_phases(phases)
@@ -191,7 +195,7 @@ class Run:
         flops = self.flops_per_token * tokens
         row = {
             "step": state.step, "epoch": state.step * sequences / per_epoch, "tokens_seen": state.tokens,
-            "loss": result.loss, **result.parts, "grad_norm": result.grad_norm, "lr": rate,
+            "loss": result.loss, **result.parts, **sources, "grad_norm": result.grad_norm, "lr": rate,
             "tokens_per_second": tokens / seconds,
             "mfu": flops / seconds / (self.resolved.peak_gflops * 1e9 * self.world.size),
             "memory_bytes": peak_memory_bytes(), "seconds": state.seconds, "waste": shares(read), "phases": phases,
@@ -258,6 +262,14 @@ class Run:
         first, _ = self.world.part(self.state.step, self.config.sequences_per_step)
         read = waste(self.job.train.count_tokens(first, batches), batches)
         return {name: int(total) for name, total in zip(read, self.world.sum(*read.values()), strict=True)}
+
+    def by_source(self, batches: list[Batch], result: StepResult) -> dict[str, dict[str, float]]:
+        """The loss of each source in a step, of which this process read ``batches``; empty where there is one only."""
+        names = getattr(self.whole_order, "source_names", ())
+        if len(names) < 2 or not result.losses:
+            return {}
+        first, _ = self.world.part(self.state.step, self.config.sequences_per_step)
+        return loss_by_source(self.job.train, names, first, batches, result.losses, self.world)
 
     def add_phases(self, phases: dict[str, float]) -> None:
         """Add to the run's seconds by phase."""

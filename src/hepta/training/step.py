@@ -3,7 +3,7 @@
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class StepResult:
     skipped: str | None  # why the weights were not touched
     parts: dict[str, float]  # means of what the loss is made of, where an objective tells
     spoiled: bool = False  # weights were touched all the same (update_in_backward) and must be put back
+    losses: list[Tensor] = field(default_factory=list)  # of each micro-batch's tokens (B, T), where an objective tells
 
 
 def micro_batches(order: Any, step: int, per_step: int, micro: int, world: World = ALONE) -> list[Batch]:
@@ -82,6 +83,7 @@ def run_step(
     weight = int(world.sum(sum(objective.weight(batch) for batch in batches))[0])
     total = torch.zeros((), device=device)
     parts: dict[str, float] = defaultdict(float)
+    losses: list[Tensor] = []
     for batch in batches:
         with clock.phase("forward"):
             part = objective(model, {name: value.to(device) for name, value in batch.items()})
@@ -90,6 +92,8 @@ def run_step(
         total += part.total.detach()
         for name, value in part.parts.items():
             parts[name] += float(value) / max(weight, 1)
+        if part.losses is not None:
+            losses.append(part.losses)
     whole, *sums = world.sum(float(total), *parts.values())
     loss = whole / max(weight, 1)
     with clock.phase("optimizer"):
@@ -100,4 +104,4 @@ def run_step(
             set_learning_rate(optimizer, lr)
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss, weight, float(norm), reason, dict(zip(parts, sums, strict=True)))
+    return StepResult(loss, weight, float(norm), reason, dict(zip(parts, sums, strict=True)), losses=losses)
