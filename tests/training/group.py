@@ -12,13 +12,13 @@ from tiny import SHAPE, ByteOrder, TwoSources, byte_tokenizer, tiny_config, tiny
 from hepta.config import HeptaError, Interrupted, build
 from hepta.model.decoder import Decoder
 from hepta.model.load import save_model
-from hepta.model.whole import whole
+from hepta.model.whole import placed_like, whole
 from hepta.objectives.causal import Causal, LossSum
 from hepta.training.config import SftConfig
 from hepta.training.guard import Guard
 from hepta.training.job import Job
 from hepta.training.loop import train
-from hepta.training.optimizer import make_optimizer
+from hepta.training.optimizer import make_optimizer, set_learning_rate
 from hepta.training.sft import sft
 from hepta.training.sharding import shard
 from hepta.training.step import micro_batches, run_step
@@ -112,14 +112,16 @@ def stopped_late(asked: dict[str, Any]) -> dict[str, Any]:
         raise
 
 
-def steps(world: World, model: Decoder | None = None, spoilt: int | None = None, count: int = 4) -> dict[str, Any]:
+def steps(
+    world: World, model: Decoder | None = None, spoilt: int | None = None, count: int = 4, name: str = "adamw"
+) -> dict[str, Any]:
     """A few optimizer steps on uneven data; in step ``spoilt`` the last process's loss is not finite."""
     if model is None:
         model = Decoder(SHAPE)
         model.init_weights(3)
     shard(model, world, "cpu", None)
     order = ByteOrder(32, 19, poison=UNEVEN)
-    optimizer, guard, results = make_optimizer(model, 0.1), Guard(20.0), []
+    optimizer, guard, results = make_optimizer(model, 0.1, name), Guard(20.0), []
     for step in range(count):
         objective = Spoilt() if step == spoilt and world.rank == world.size - 1 else Causal()
         batches = micro_batches(order, step, 4, 1, world)
@@ -131,6 +133,18 @@ def steps(world: World, model: Decoder | None = None, spoilt: int | None = None,
         "rows": [[one.loss, one.weight, one.grad_norm] for one in results], "weights": weights,
         "skipped": [one.skipped for one in results], "logits": logits.tolist(),
     }  # fmt: skip
+
+
+def given(world: World, model: Decoder) -> dict[str, list[float]]:
+    """Weights after three steps of Muon on gradients whose every bit is given, so that no sum over parts differs."""
+    shard(model, world, "cpu", None)
+    optimizer, generator = make_optimizer(model, 0.1, "muon"), torch.Generator().manual_seed(5)
+    set_learning_rate(optimizer, 1e-2)
+    for _ in range(3):
+        for parameter in model.parameters():
+            parameter.grad = placed_like(parameter, torch.randn(parameter.shape, generator=generator))
+        optimizer.step()
+    return {name: whole(parameter.detach()).flatten().tolist() for name, parameter in model.named_parameters()}
 
 
 class Spoilt(Causal):
@@ -164,10 +178,11 @@ def two(folder: str) -> dict[str, Any]:
     """Everything the default tests ask of two processes, in one group, as starting one takes seconds."""
     here, run = world(), str(Path(folder) / "run")
     chat = world().lead(lambda: talk(Path(folder)))
-    keys = {"max_steps": 8, "schedule": "constant", "warmup": 1, "eval": {"every": 4, "tokens": 256}}
+    keys = {"max_steps": 8, "schedule": "constant", "warmup": 1, "eval": {"every": 4, "tokens": 256}, "statistics": 3}
     split = World(here.rank, 2, tensor=2)
     return {
         "cut": steps(here), "spoilt": steps(here, spoilt=2), "heads": steps(split, untied()),
+        "muon": steps(here, name="muon"), "given": [given(here, untied()), given(split, untied())],
         "refusals": refusals(), "run": whole_run({"output": run, **keys}),
         "sft": [tuned({**chat, **how, "output": Path(folder) / how["method"]}) for how in METHODS],
     }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from group import METHODS, steps, stopped_late, talk, tuned, two, untied, whole_run
+from group import METHODS, given, steps, stopped_late, talk, tuned, two, untied, whole_run
 from safetensors.torch import load_file
 from tiny import losses, tiny_config, tiny_job, tiny_run
 
@@ -78,8 +78,9 @@ def test_a_run_of_two_processes_leaves_what_one_leaves_and_one_goes_on_from_it(
     """Trap R7: eight steps by two, four more by one: the losses, evaluations and samples of twelve by one."""
     keys = {"schedule": "constant", "warmup": 1, "eval": {"every": 4, "tokens": 256}}
     saved = load_file(folder / "run" / "checkpoints" / "step-00000004" / OPTIMIZER)  # right after an evaluation
-    whole_run({"output": str(tmp_path / "one"), "max_steps": 12, "checkpoint": {"every": 4, "keep": 4}, **keys})
-    whole_run({"output": str(folder / "run"), "max_steps": 12, **keys})
+    seen = {"statistics": 3, **keys}
+    whole_run({"output": str(tmp_path / "one"), "max_steps": 12, "checkpoint": {"every": 4, "keep": 4}, **seen})
+    whole_run({"output": str(folder / "run"), "max_steps": 12, **seen})
     alone = load_file(tmp_path / "one" / "checkpoints" / "step-00000004" / OPTIMIZER)
     assert saved.keys() == alone.keys()
     for name, value in alone.items():
@@ -92,10 +93,32 @@ def test_a_run_of_two_processes_leaves_what_one_leaves_and_one_goes_on_from_it(
         for row, beside in zip(mine, theirs, strict=True) if kind == "grad_norm" else ():
             assert beside["tokens_by_source"] == row["tokens_by_source"]
             assert beside["loss_by_source"] == pytest.approx(row["loss_by_source"], rel=1e-5)
+    mine, theirs = ({row["step"]: row["layers"] for row in rows if "layers" in row} for rows in (one, other))
+    assert list(mine) == list(theirs) == [3, 6, 9, 12]
+    for step, layers in mine.items():
+        for layer, figures in layers.items():
+            assert theirs[step][layer] == pytest.approx(figures, rel=1e-4), (step, layer)
     mine, theirs = (read_rows(run / "samples.jsonl") for run in (tmp_path / "one", folder / "run"))
     assert [row for row in theirs if row["step"] != 8] == [row for row in mine if row["step"] != 8]
     assert (folder / "run" / "manifest.json").is_file()
     assert losses(folder / "run")[-1][0] == 12
+
+
+def test_muon_makes_whole_matrices_orthogonal_that_lie_in_parts(group: dict[str, Any]) -> None:
+    """The same bits in, the same weights out, cut by rows and by heads; a run's losses agree to 1e-5.
+
+    Its weights agree less: Muon's products are in bfloat16, where the last bit of a sum over parts may tip one of 256.
+    """
+    wanted = given(ALONE, untied())
+    for found in group["given"]:
+        for name, values in wanted.items():
+            torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(values), rtol=0, atol=1e-6, msg=name)
+    one, cut = steps(ALONE, name="muon"), group["muon"]
+    for mine, theirs in zip(one["rows"], cut["rows"], strict=True):
+        assert theirs[:2] == pytest.approx(mine[:2], rel=1e-5)
+        assert theirs[2] == pytest.approx(mine[2], rel=1e-4)
+    for name, values in one["weights"].items():
+        assert cut["weights"][name] == pytest.approx(values, abs=1e-4), name
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -129,14 +152,14 @@ def test_what_processes_cannot_share_is_refused_in_one_line(tmp_path: Path) -> N
     config = tiny_config(tmp_path / "run", batch_tokens=160)  # five sequences
     with pytest.raises(HeptaError, match=r"5 sequences, which 2 .* try 6 \(batch_tokens 192\)"):
         refuse_unshared(World(0, 2), config)
-    with pytest.raises(HeptaError, match="optimizer muon: wants them whole"):
-        refuse_unshared(World(0, 2), tiny_config(tmp_path / "run", optimizer="muon"))
+    with pytest.raises(HeptaError, match="optimizer adafactor: wants them whole"):
+        refuse_unshared(World(0, 2), tiny_config(tmp_path / "run", optimizer="adafactor"))
     with pytest.raises(HeptaError, match="give --nproc too"):
         pretrain(build(PretrainConfig, {"data": tmp_path, "output": tmp_path / "run", "tensor_parallel": 2}))
 
 
 def test_a_rehearsal_counts_what_a_device_of_many_holds_and_sends(tmp_path: Path) -> None:
-    """Parameters, gradients and moments are an exact share; traffic is that of ZeRO-3 with the root kept."""
+    """Weights, gradients, moments are an exact share; traffic is that of ZeRO-3 with the root kept and Muon's."""
     keys = {"data": tmp_path, "output": tmp_path / "run", "model": "nano", "batch_tokens": 4096, "precision": "fp32"}
     one = rehearse(build(PretrainConfig, {**keys, "nproc": 4, "sequence_length": 128, "micro_batch": 8}))
     sizes = preset("nano").parameters()
@@ -147,6 +170,10 @@ def test_a_rehearsal_counts_what_a_device_of_many_holds_and_sends(tmp_path: Path
     assert one.memory["optimizer"] == pytest.approx(total // 2, rel=1e-3)
     assert one.traffic["reduce-scatter"] == pytest.approx(total * 3 / 4, rel=1e-3)
     assert one.traffic["all-gather"] == pytest.approx((total + blocks) * 3 / 4, rel=1e-3)
+    muon = rehearse(build(PretrainConfig, {**keys, "nproc": 4, "micro_batch": 1, "optimizer": "muon"}))
+    again = rehearse(build(PretrainConfig, {**keys, "nproc": 4, "micro_batch": 1}))
+    more = muon.traffic["all-gather"] - again.traffic["all-gather"]
+    assert more == pytest.approx(inner * 4 * 3 / 4, rel=1e-3), "of all hidden matrices, once a step"
     formula = activation_bytes(preset("nano"), Setting(128, 8, precision="fp32", cpu=True))
     assert one.memory["activations (recompute none)"] == pytest.approx(formula, rel=0.35)
 
@@ -231,15 +258,16 @@ def test_signals_that_reach_processes_at_different_times_stop_them_together(tmp_
 
 
 @pytest.mark.slow
-def test_four_processes_go_on_from_two_and_two_from_four(tmp_path: Path) -> None:
-    """Trap R7: the number of processes may change at every stop; data order and losses stay, also with split heads."""
-    keys = {"schedule": "constant", "warmup": 1}
+@pytest.mark.parametrize(("name", "apart"), [("adamw", 1e-5), ("muon", 1e-4)])
+def test_four_processes_go_on_from_two_and_two_from_four(tmp_path: Path, name: str, apart: float) -> None:
+    """Trap R7: the number of processes may change at every stop; data order and losses stay."""
+    keys = {"schedule": "constant", "warmup": 1, "optimizer": name}
     whole_run({"output": str(tmp_path / "one"), "max_steps": 12, **keys})
     for size, steps_done in ((2, 4), (4, 8), (1, 10), (2, 12)):
         asked = {"output": str(tmp_path / "run"), "max_steps": steps_done, **keys}
         run_processes(whole_run, asked, size) if size > 1 else whole_run(asked)
     theirs, mine = ([loss for _, loss in losses(tmp_path / place)] for place in ("run", "one"))
-    assert theirs == pytest.approx(mine, rel=1e-5)
+    assert theirs == pytest.approx(mine, rel=apart)
 
 
 @pytest.mark.slow

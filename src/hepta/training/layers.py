@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hepta.model.whole import whole
+from hepta.training.sharding import reshard
+
 SAMPLED = 1 << 16  # values of a tensor whose change is followed: copies of all weights would double their memory
 
 
@@ -20,8 +23,8 @@ def layer_of(name: str, blocks: dict[str, str]) -> str:
 
 
 def sample(tensor: Tensor) -> Tensor:
-    """A copy of at most ``SAMPLED`` values of a tensor, evenly spaced, as float32."""
-    flat = tensor.detach().flatten()
+    """A copy of at most ``SAMPLED`` values of a tensor, evenly spaced, as float32; every process must ask for it."""
+    flat = whole(tensor.detach()).flatten()
     return flat[:: -(-len(flat) // SAMPLED)].to(torch.float32, copy=True)
 
 
@@ -65,7 +68,8 @@ class LayerStatistics:
 
     @torch.no_grad()
     def activations(self, objective: Any, batches: Sequence[dict[str, Tensor]]) -> None:
-        """Root mean square and largest absolute value of what each block gives on the step's first micro-batch."""
+        """Root mean square and largest absolute value of what each block gives on this process's first micro-batch;
+        the first process's, which writes the rows, is the step's first one."""
         device, training = next(self.model.parameters()).device, self.model.training
         handles = [block.register_forward_hook(self._activation(n)) for n, block in enumerate(self.model.blocks)]
         self.model.eval()
@@ -76,6 +80,7 @@ class LayerStatistics:
             self.model.train(training)
             for handle in handles:
                 handle.remove()
+            reshard(self.model)
 
     def _activation(self, number: int) -> Any:
         def measure(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -94,5 +99,5 @@ class LayerStatistics:
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:
-    norms = [tensor.detach().float().norm() for tensor in tensors]
+    norms = [whole(tensor.detach().float().norm()) for tensor in tensors]
     return float(torch.stack(norms).norm()) if norms else 0.0

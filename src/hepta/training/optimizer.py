@@ -80,6 +80,40 @@ def hidden_matrices(model: nn.Module) -> set[int]:
     }  # fmt: skip
 
 
+class MuonOfParts(torch.optim.Muon):
+    """torch's Muon on matrices that lie in parts over several processes.
+
+    Momentum stays in parts. What is to be made orthogonal is put together, one matrix at a time, in every process;
+    each makes all of it orthogonal, by torch's own Muon, and keeps its part. So a process sends what FSDP's gather of
+    the weights sends once more, in float32, and no process is spared any of the products.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update every matrix that has a gradient."""
+        assert closure is None, "the loss is known already"
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                state = self.state[matrix]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+                state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
+                ahead = matrix.grad.lerp(state["momentum_buffer"], group["momentum"])  # Nesterov's
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.add_(placed_like(matrix, _orthogonal_step(whole(ahead), group)))
+
+
+def _orthogonal_step(direction: Tensor, group: Group) -> Tensor:
+    """What Muon adds to a matrix whose momentum is ``direction``: its step from zeros, without momentum or decay."""
+    stand_in = nn.Parameter(torch.zeros_like(direction))
+    stand_in.grad = direction
+    keys = {key: group[key] for key in ("lr", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")}
+    torch.optim.Muon([stand_in], weight_decay=0.0, momentum=0.0, nesterov=False, **keys).step()
+    return stand_in.detach()
+
+
 class Muon(torch.optim.Optimizer):
     """torch's Muon on hidden matrices and torch's AdamW on the rest, seen as one optimizer.
 
@@ -91,7 +125,9 @@ class Muon(torch.optim.Optimizer):
         matrices, others = (_only(groups, hidden, inside) for inside in (True, False))
         if not matrices:
             raise HeptaError("optimizer muon: nothing that is trained is a hidden matrix; use adamw")
-        self.parts: list[torch.optim.Optimizer] = [torch.optim.Muon(matrices, lr=0.0, adjust_lr_fn="match_rms_adamw")]
+        in_parts = any(hasattr(parameter, "full_tensor") for group in matrices for parameter in group["params"])
+        kind = MuonOfParts if in_parts else torch.optim.Muon
+        self.parts: list[torch.optim.Optimizer] = [kind(matrices, lr=0.0, adjust_lr_fn="match_rms_adamw")]
         if others:
             self.parts.append(torch.optim.AdamW(others, lr=0.0, betas=BETAS, eps=EPSILON, fused=True))
         super().__init__([group for part in self.parts for group in part.param_groups], {})

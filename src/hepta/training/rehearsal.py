@@ -135,12 +135,13 @@ def rehearse(config: Any) -> Rehearsal:
         refuse_unshared(world(), config)
         micro = _pick_micro_batch(config, shape, precision)
         parts = -(-(config.sequences_per_step // world().readers) // micro)
-        memory, traffic = _one_step(config, shape, precision, min(micro, config.sequences_per_step // world().readers))
+        micro = min(micro, config.sequences_per_step // world().readers)
+        memory, traffic = _one_step(config, shape, precision, micro, parts)
     finally:
         leave()
     return Rehearsal(
         config.nproc, config.tensor_parallel, shape.num_parameters, micro, parts, config.sequence_length, precision,
-        memory, {name: int(size * parts) for name, size in sorted(traffic.items())},
+        memory, {name: int(size) for name, size in sorted(traffic.items())},
     )  # fmt: skip
 
 
@@ -152,7 +153,9 @@ def _shape(config: Any) -> Any:
     return read_shape(name)
 
 
-def _one_step(config: LoopConfig, shape: Any, precision: str, micro: int) -> tuple[dict[str, int], dict[str, float]]:
+def _one_step(
+    config: LoopConfig, shape: Any, precision: str, micro: int, parts: int
+) -> tuple[dict[str, int], dict[str, float]]:
     mesh = device_mesh(world(), "cpu")
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -176,6 +179,8 @@ def _one_step(config: LoopConfig, shape: Any, precision: str, micro: int) -> tup
             total = model(ids, head=head)
         activations = sum(kept.sizes.values())
         total.backward()
+        for kind in meter.sent:  # of each micro-batch, where the update is one
+            meter.sent[kind] *= parts
         optimizer.step()
         parameters = list(model.parameters())
         states = [value for state in optimizer.state.values() for value in state.values()]

@@ -17,7 +17,7 @@ from hepta.training.job import Job
 from hepta.training.metrics import RunLog
 from hepta.training.world import World, world
 
-ELEMENTWISE = ("adamw", "sgd")  # optimizers that update each number by itself, wherever it lies
+SHARED = ("adamw", "muon", "sgd")  # optimizers of parts: number by number, or one whole matrix at a time
 
 
 def claim_together(config: StageConfig, verb: str, version: int) -> Stage:
@@ -45,14 +45,12 @@ def refuse_unshared(world: World, config: LoopConfig) -> None:
     """Refuse what cannot be shared out.
 
     Raises:
-        HeptaError: the sequences of a step are no multiple of the processes that read them, or an optimizer or
-            statistics read whole matrices.
+        HeptaError: the sequences of a step are no multiple of the processes that read them, or an optimizer reads
+            whole matrices.
     """
-    if world.size > 1 and config.optimizer not in ELEMENTWISE:
-        known = f"several processes hold parts of matrices; use {' or '.join(ELEMENTWISE)}, or one process"
+    if world.size > 1 and config.optimizer not in SHARED:
+        known = f"several processes hold parts of matrices; use {' or '.join(SHARED)}, or one process"
         raise HeptaError(f"optimizer {config.optimizer}: wants them whole, {known}")
-    if world.size > 1 and config.statistics is not None:
-        raise HeptaError("statistics: layers are measured where they are whole; leave it out, or train in one process")
     for key, wanted in {"update_in_backward": config.update_in_backward, "bf16-pure": config.precision}.items():
         if world.size > 1 and wanted in (True, key):
             raise HeptaError(f"{key}: works on whole weights, of which several processes hold parts; use one process")
