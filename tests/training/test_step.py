@@ -15,7 +15,7 @@ from hepta.planning.cost import flops_per_token
 from hepta.planning.machine import measured_peak
 from hepta.training.guard import ENOUGH, Guard
 from hepta.training.optimizer import make_optimizer, parameter_groups
-from hepta.training.resolve import _pick_device
+from hepta.training.resolve import pick_device
 from hepta.training.step import Batch, run_step
 
 
@@ -154,11 +154,11 @@ def test_device_is_compared_by_type(monkeypatch: pytest.MonkeyPatch) -> None:
     from hepta.config import HeptaError
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert _pick_device("auto") == "cpu"
+    assert pick_device("auto") == "cpu"
     with pytest.raises(HeptaError, match="no GPU"):
-        _pick_device("cuda:0")
+        pick_device("cuda:0")
     with pytest.raises(HeptaError, match="unknown"):
-        _pick_device("gpu")
+        pick_device("gpu")
 
 
 def test_tokens_per_second_and_seen_count_no_padding(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 B starts at zero, so step 0 is exactly the base (trap S11).
 """
 
+import functools
 import hashlib
 import math
 import os
@@ -22,6 +23,7 @@ from hepta.config import HeptaError, nearest
 from hepta.model.layers import Linear
 from hepta.model.load import ADAPTER, load_model, read_hepta_json, weight_files, write_safetensors
 from hepta.model.network import Network
+from hepta.model.quantized import QuantizedLinear
 from hepta.stage import disk_errors, read_json, sha256_file, write_json
 from hepta.tokenizer.contract import copy_tokenizer, read_specials
 
@@ -30,26 +32,46 @@ PREFIX = "base_model.model."  # PEFT's name for the wrapped model
 HEAD_MODULE = re.compile(r"score|classifier|pooler")  # the modules of a classifier that PEFT keeps whole
 
 
-class LoRALinear(Linear):
-    """A Linear whose ``weight`` keeps its name, with ``lora_A`` and ``lora_B`` beside it in float32."""
+class Adapted(nn.Module):
+    """A linear map that learns nothing, with ``lora_A`` and ``lora_B`` in float32 beside it."""
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float, root: bool) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = base.weight, base.bias
+    in_features: int
+    out_features: int
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+
+    def attach(self, rank: int, alpha: float, dropout: float, root: bool, device: torch.device) -> None:
+        """Put the two matrices, of zeros, beside the map."""
         self.rank, self.alpha, self.dropout, self.root = rank, alpha, dropout, root
-        device = base.weight.device
-        self.lora_A = nn.Parameter(torch.zeros(rank, base.in_features, dtype=torch.float32, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, dtype=torch.float32, device=device))
+        self.lora_A = nn.Parameter(torch.zeros(rank, self.in_features, dtype=torch.float32, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, dtype=torch.float32, device=device))
 
     @property
     def scaling(self) -> float:
         """α / rank, or α / √rank."""
         return self.alpha / (math.sqrt(self.rank) if self.root else self.rank)
 
+    def learned(self, x: Tensor) -> Tensor:
+        """What the two matrices add to the map of x (…, in): (…, out)."""
+        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A.to(x.dtype))
+        return F.linear(low, self.lora_B.to(x.dtype)) * self.scaling
+
+    def merged(self) -> Linear:
+        """A plain Linear with the product added to the weight."""
+        raise NotImplementedError
+
+
+class LoRALinear(Adapted, Linear):
+    """A Linear whose ``weight`` keeps its name, adapted."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float, root: bool) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias
+        self.attach(rank, alpha, dropout, root, base.weight.device)
+
     def forward(self, input: Tensor) -> Tensor:
-        low = F.linear(F.dropout(input, self.dropout, self.training), self.lora_A.to(input.dtype))
-        return super().forward(input) + F.linear(low, self.lora_B.to(input.dtype)) * self.scaling
+        return Linear.forward(self, input) + self.learned(input)
 
     @torch.no_grad()
     def merged(self) -> Linear:
@@ -61,9 +83,36 @@ class LoRALinear(Linear):
         return plain
 
 
-def lora_layers(model: Network) -> dict[str, LoRALinear]:
+class LoRAIntegers(Adapted):
+    """A map that holds integers, adapted (QLoRA, Dettmers et al. 2023); gradients pass through the integers."""
+
+    def __init__(self, base: QuantizedLinear, rank: int, alpha: float, dropout: float, root: bool) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.base = base.in_features, base.out_features, base
+        self.attach(rank, alpha, dropout, root, base.matrix.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.learned(x)
+
+    def merged(self) -> Linear:
+        """Never: integers cannot take a product up without being rounded again.
+
+        Raises:
+            HeptaError: always.
+        """
+        told = "rounding again would undo them; use both as they are, or train on the model before it was rounded"
+        raise HeptaError(f"adapters on integers are not folded in: {told}")
+
+
+def adapt(base: nn.Module, rank: int, alpha: float, dropout: float, root: bool) -> Adapted:
+    """The map ``base`` with adapters of zeros beside it."""
+    kind: Any = LoRAIntegers if isinstance(base, QuantizedLinear) else LoRALinear
+    return kind(base, rank, alpha, dropout, root)
+
+
+def lora_layers(model: Network) -> dict[str, Adapted]:
     """The adapted layers by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
 
 
 def _replace(model: Network, name: str, layer: nn.Module) -> None:
@@ -112,11 +161,9 @@ def attach_lora(
     inside = {id(module) for block in model.blocks for module in block.modules()}
     names = [name for name, module in model.named_modules() if name.endswith(ends) and id(module) in inside]
     for name in names:
-        base = model.get_submodule(name)
-        assert isinstance(base, nn.Linear)
-        layer = LoRALinear(base, rank, alpha, dropout, root_scaling)
+        layer = adapt(model.get_submodule(name), rank, alpha, dropout, root_scaling)
         generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(f"{seed}/{name}".encode()) >> 1)
-        bound = 1 / math.sqrt(base.in_features)  # what kaiming_uniform_(a=√5) amounts to, as in PEFT
+        bound = 1 / math.sqrt(layer.in_features)  # what kaiming_uniform_(a=√5) amounts to, as in PEFT
         with torch.no_grad():
             layer.lora_A.copy_((torch.rand(layer.lora_A.shape, generator=generator) * 2 - 1) * bound)
         _replace(model, name, layer)
@@ -138,10 +185,17 @@ def merge_adapters(model: Network) -> Network:
     return model.requires_grad_(True)
 
 
+@functools.cache
+def _sha256(file: Path, size: int, changed: int) -> str:
+    """A weight file's sha256, asked for at every checkpoint and read once."""
+    return sha256_file(file)
+
+
 def weights_sha256(directory: Path) -> str:
     """One sha256 for all weight files of a model directory: of the files' own, in order of name."""
-    files = sorted(weight_files(directory))
-    return hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
+    files = [(file.resolve(), file.stat()) for file in sorted(weight_files(directory))]
+    digests = [_sha256(file, known.st_size, known.st_mtime_ns) for file, known in files]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def save_adapter(
@@ -195,7 +249,7 @@ def save_adapter(
     )  # fmt: skip
 
 
-def _targets(model: Network, layers: dict[str, LoRALinear]) -> list[str]:
+def _targets(model: Network, layers: dict[str, Adapted]) -> list[str]:
     """The ends of names under which the adapted layers are found again."""
     return sorted({target for target in model.lora_targets for name in layers if name.endswith(f".{target}")})
 
@@ -227,9 +281,9 @@ def read_adapter(directory: Path) -> dict[str, Tensor]:
 
 
 def load_adapter(
-    directory: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    directory: Path | str, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> Network:
-    """Load a PEFT directory: its base in ``dtype``, its adapters in float32, attached.
+    """Load a PEFT directory: its base in ``dtype`` (as ``load_model`` takes it), its adapters in float32, attached.
 
     Raises:
         HeptaError: no base, another base, another kind of adapter, or tensors that do not fit.
@@ -261,16 +315,14 @@ def attach_stored(model: Network, directory: Path, config: dict[str, Any], tenso
     if config.get("peft_type") != "LORA" or unsupported or config.get("bias", "none") != "none":
         what = ", ".join(unsupported) or f"peft_type {config.get('peft_type')!r}, bias {config.get('bias')!r}"
         raise HeptaError(f"{directory / ADAPTER}: {what} is not supported; plain LoRA is")
-    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear | QuantizedLinear)}
     names = sorted({name.rpartition(".")[0] for name in tensors})
     model.requires_grad_(False)
     for name in names:
         if name not in linears:
             raise HeptaError(f"{directory}: adapts {name}, which the base model does not have")
-        base = model.get_submodule(name)
-        assert isinstance(base, nn.Linear)
         root, dropout = bool(config.get("use_rslora")), float(config.get("lora_dropout", 0.0))
-        layer = LoRALinear(base, config["r"], config["lora_alpha"], dropout, root)
+        layer = adapt(model.get_submodule(name), config["r"], config["lora_alpha"], dropout, root)
         for key, parameter in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
             stored = tensors.get(f"{name}.{key}")
             if stored is None or stored.shape != parameter.shape:

@@ -9,7 +9,7 @@ Shapes: N outputs, K inputs, M rows of x, G columns that share a scale.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 KERNEL_ROWS = 16  # up to here the kernels win
 TILE = 1 << 20  # weights turned to floats at a time
+NARROWEST = 64  # columns of a tile at least: a line of the cache, where each is a byte
 LANES = 64  # rows of W that the 4-bit kernel keeps side by side
 EXTREME, LOW, HIGH = 127, -8, 7  # of a byte (−128 is left out, so that both sides are alike); of half a byte
 
@@ -81,32 +82,27 @@ def lace(packed: Tensor, columns: int) -> Tensor:
     return laced
 
 
-def unlace(laced: Tensor, start: int, end: int) -> Tensor:
-    """Rows [start, end) of W out of the kernel's order, transposed: (K, end − start) uint8. Multiples of ``LANES``."""
+def unlace(laced: Tensor, start: int, end: int, first: int = 0, last: int | None = None) -> Tensor:
+    """Rows [start, end) of W, and columns [first, last) of them, out of the kernel's order, transposed: (columns, rows)
+    uint8. Rows are multiples of ``LANES``."""
     K = laced.shape[1] * 2
-    bytes_ = laced[start:end].view(-1, K, LANES // 2)
+    bytes_ = laced[start:end].view(-1, K, LANES // 2)[:, first:last]
     return torch.cat((bytes_ & 15, bytes_ >> 4), -1).transpose(0, 1).flatten(1)
 
 
-Product = Callable[[Tensor], Tensor]
-Tiles = Callable[[torch.dtype], Iterator[tuple[int, Tensor]]]
-
-
 class _Fixed(torch.autograd.Function):
-    """A product with a matrix that learns nothing: gradients go to x alone, through the same tiles."""
+    """A product with a matrix that learns nothing: gradients go to x alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, product: Product, tiles: Tiles) -> Tensor:
-        ctx.tiles, ctx.shape = tiles, x.shape
-        return product(x)
+    def forward(ctx: Any, x: Tensor, matrix: "IntegerMatrix") -> Tensor:
+        ctx.matrix = matrix
+        return matrix.plain_product(x)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (dy,) = grads
-        dx = torch.zeros(ctx.shape, dtype=dy.dtype, device=dy.device)
-        for start, tile in ctx.tiles(dy.dtype):  # (K, n)
-            dx += dy[..., start : start + tile.shape[1]] @ tile.T
-        return dx, None, None
+        dx = ctx.matrix.pull_back(dy.reshape(-1, dy.shape[-1]))
+        return dx.view(*dy.shape[:-1], -1), None
 
 
 class IntegerMatrix:
@@ -128,6 +124,10 @@ class IntegerMatrix:
         """(first row, Wᵀ of some rows (K, n)) in turn; each is gone when the next comes."""
         raise NotImplementedError
 
+    def columns(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+        """(first column, some columns of W (N, n)) in turn; each is gone when the next comes."""
+        raise NotImplementedError
+
     def kernel(self, x: Tensor) -> Tensor:
         """x (M, K) → (M, N) for few rows."""
         raise NotImplementedError
@@ -139,11 +139,19 @@ class IntegerMatrix:
     def product(self, x: Tensor) -> Tensor:
         """x (…, K) → x Wᵀ (…, N) in the dtype of x."""
         if torch.is_grad_enabled() and x.requires_grad:
-            found: Any = _Fixed.apply(x, self._product, self.tiles)
+            found: Any = _Fixed.apply(x, self)
             return found
-        return self._product(x)
+        return self.plain_product(x)
 
-    def _product(self, x: Tensor) -> Tensor:
+    def pull_back(self, dy: Tensor) -> Tensor:
+        """The gradient of x from that of ``product``: dy (M, N) → dy W (M, K). Each sum is one product's own."""
+        dx = dy.new_empty(len(dy), self.shape[1])
+        for start, tile in self.columns(dy.dtype):
+            dx[:, start : start + tile.shape[1]] = dy @ tile
+        return dx
+
+    def plain_product(self, x: Tensor) -> Tensor:
+        """``product``, of which autograd knows nothing."""
         flat = x.reshape(-1, self.shape[1])
         if len(flat) <= KERNEL_ROWS and x.device.type == "cpu":
             return self.kernel(flat).view(*x.shape[:-1], -1)
@@ -173,6 +181,14 @@ class Bytes(IntegerMatrix):
             part = self.values[start : start + step]
             tile = torch.mul(part, self.scale[start : start + step].to(dtype), out=scratch[: len(part)])
             yield start, tile.T
+
+    def columns(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+        N, K = self.shape
+        step, scale = max(NARROWEST, TILE // N), self.scale.to(dtype)
+        scratch = torch.empty(N * min(step, K), dtype=dtype, device=self.device)
+        for start in range(0, K, step):
+            part = self.values[:, start : start + step]
+            yield start, torch.mul(part, scale, out=scratch[: part.numel()].view(part.shape))
 
     def kernel(self, x: Tensor) -> Tensor:
         return torch.ops.aten._weight_int8pack_mm(x.contiguous(), self.values, self.scale[:, 0].to(x.dtype))
@@ -215,6 +231,21 @@ class HalfBytes(IntegerMatrix):
                 part = self.scale[:, start:end].to(dtype).contiguous()
                 tile = self._multiply(torch.eye(K, dtype=dtype), self.laced[start:end], part)
             yield start, tile[:, : min(end, N) - start]
+
+    def columns(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+        N, K = self.shape
+        step = max(1, TILE // len(self.laced) // self.group) * self.group
+        scratch = torch.empty(min(step, K) * len(self.laced), dtype=dtype)
+        for start in range(0, K, step):
+            end = min(start + step, K)
+            if lanes_known():
+                q = unlace(self.laced, 0, len(self.laced), start, end).contiguous().view(torch.int8).add_(LOW)
+                scale = self.scale[start // self.group : end // self.group, None, :, 0].to(dtype).contiguous()
+                shape = (-1, self.group, len(self.laced))
+                tile = torch.mul(q.view(shape), scale, out=scratch[: q.numel()].view(shape)).view(end - start, -1)
+            else:  # the kernel itself says what it holds
+                tile = self._multiply(torch.eye(K, dtype=dtype)[start:end], self.laced, self.scale.to(dtype))
+            yield start, tile[:, :N].T
 
     def kernel(self, x: Tensor) -> Tensor:
         return self._multiply(x.contiguous(), self.laced, self.scale.to(x.dtype))[:, : self.shape[0]]

@@ -128,7 +128,13 @@ def stored_names(directory: Path) -> list[str]:
     return sorted(names)
 
 
-def assign(model: Network, directory: Path, dtype: torch.dtype | None, device: torch.device | str) -> None:
+def assign(
+    model: Network,
+    directory: Path,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+    matrices: torch.dtype | None = None,
+) -> None:
     """Fill a model on the meta device, tensor by tensor, and say in one line what does not fit.
 
     Where the directory holds integers, the layers that take them are put into the model first.
@@ -159,7 +165,8 @@ def assign(model: Network, directory: Path, dtype: torch.dtype | None, device: t
         if tuple(tensor.shape) != wanted:
             raise HeptaError(f"{directory}: {name} has shape {tuple(tensor.shape)}, config.json says {wanted}")
         owner = model.get_submodule(name.rpartition(".")[0])
-        kept = dtype if tensor.is_floating_point() else tensor.dtype  # counts of n-grams are never rounded
+        kept = matrices if matrices is not None and tensor.ndim > 1 else dtype
+        kept = kept if tensor.is_floating_point() else tensor.dtype  # counts of n-grams are never rounded
         value = tensor.to(device=device, dtype=kept, copy=True).contiguous()  # so that the file can be unmapped
         owner.register_parameter(name.rpartition(".")[2], torch.nn.Parameter(value, value.is_floating_point()))
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
@@ -174,7 +181,10 @@ def assign(model: Network, directory: Path, dtype: torch.dtype | None, device: t
 
 
 def load_model(
-    path: Path | str, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    path: Path | str,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    matrices: torch.dtype | None = None,
 ) -> Any:
     """Load a model from a model directory, a run directory, or a PEFT adapter directory (base + LoRA).
 
@@ -183,6 +193,8 @@ def load_model(
         dtype: dtype of the weights in memory, and of the products; of a quantised model, of the scales. None: float32,
             of a quantised model bfloat16 where the CPU multiplies it.
         device: where they go.
+        matrices: dtype of what has two dimensions, where it is another: a frozen base has its matrices in the dtype of
+            the products, which rounds nothing that they would not, and its norms in float32.
 
     Returns:
         a ``Network`` of the directory's family in evaluation mode, ``forward(input_ids (B, T)) -> logits (B, T, V)``.
@@ -194,11 +206,11 @@ def load_model(
     if (directory / ADAPTER).is_file():
         from hepta.model.adapters import load_adapter  # adapters build on this module
 
-        return load_adapter(directory, dtype or torch.float32, device)
+        return load_adapter(directory, dtype, device)
     config = read_config(directory)
     with torch.device("meta"):
         model = network_class(config)(config)
-    assign(model, directory, dtype, device)
+    assign(model, directory, dtype, device, matrices)
     return model.eval()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hepta.config import HeptaError
+from hepta.model.integers import IntegerMatrix
 from hepta.model.network import unembed
 
 IGNORE = -100  # label of a position that is not supervised
@@ -91,13 +92,13 @@ class ChunkedLoss(torch.autograd.Function):
     def forward(
         ctx: Any,
         rows: Tensor,
-        head: Tensor,
+        head: Any,  # Tensor | IntegerMatrix
         bias: Tensor | None,
         chunk: int,
         of_chunk: Callable[[Tensor, slice], tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
         wants_rows, wants_head, wants_bias = ctx.needs_input_grad[:3]
-        weight = head.to(rows.dtype)  # (V, D), cast once
+        weight: Any = head.to(rows.dtype)  # (V, D), cast once
         total = torch.zeros((), dtype=torch.float32, device=rows.device)
         losses = torch.zeros(rows.shape[0], dtype=torch.float32, device=rows.device)
         grad_rows = torch.empty_like(rows) if wants_rows else None
@@ -110,7 +111,10 @@ class ChunkedLoss(torch.autograd.Function):
             losses[part], gradient = of_chunk(unembed(x, weight, bias), part)
             total += losses[part].sum()
             if grad_rows is not None:
-                torch.mm(gradient, weight, out=grad_rows[part])
+                if hasattr(weight, "pull_back"):  # of integers
+                    grad_rows[part] = weight.pull_back(gradient)
+                else:
+                    torch.mm(gradient, weight, out=grad_rows[part])
             if wants_head:  # summed in float32: bfloat16 sums would lose small chunks
                 product = gradient.T @ x
                 grad_head = product if grad_head is None else grad_head.add_(product)
@@ -154,7 +158,7 @@ def _gather(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def causal_loss(
     hidden: Tensor,
-    head: Tensor,
+    head: Tensor | IntegerMatrix,
     labels: Tensor,
     bias: Tensor | None = None,
     chunk: int = CHUNK,
@@ -169,7 +173,7 @@ def causal_loss(
 
     Args:
         hidden: last hidden states (B, T, D), any float dtype.
-        head: unembedding matrix (V, D); used in the dtype of ``hidden``.
+        head: unembedding matrix (V, D); used in the dtype of ``hidden``. One of integers learns nothing.
         labels: target ids (B, T) already shifted; ``IGNORE`` where not supervised.
         bias: of the logits (V,), or None.
         chunk: rows of logits alive at a time.

@@ -1,5 +1,7 @@
 """Recipes: ordered stages, all checked before the first one works, each skipped when it is done."""
 
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -7,6 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -177,6 +180,7 @@ def run_recipe(config: RunConfig) -> RunResult:
     for number, stage in enumerate(planned, 1):
         say(f"[{number}/{len(planned)}] {stage.id}: {stage.verb} → {stage.config.output}")
         before = read_manifest(stage.config.output)
+        _begin_memory()
         begun = time.monotonic()
         try:
             VERBS[stage.verb].call(stage.config)
@@ -195,6 +199,15 @@ def run_recipe(config: RunConfig) -> RunResult:
     written = VERBS["report"].load_function()(build(report_config, {"run": str(root)}))
     result.report = str(written.path)
     return result
+
+
+def _begin_memory() -> None:
+    """Give back what earlier stages have freed, and count the process's peak of memory from here, where Linux can."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak
 
 
 def _record_times(root: Path, result: RunResult) -> None:

@@ -5,6 +5,7 @@ import time
 from itertools import pairwise
 
 import psutil
+import torch
 
 from hepta.console import duration, say
 from hepta.planning.calibration import case_of, outdated, recall, remember
@@ -39,7 +40,7 @@ class Forecast:
         self.config, self.resolved, self.shape = config, resolved, job.model.config
         self.possible = job.verb in VERBS and resolved.device == "cpu" and resolved.processes == 1
         self.method = getattr(config, "method", "full")
-        wide = (p for p in job.model.parameters() if not p.requires_grad and p.dtype != resolved.compute_dtype)
+        wide = (p for p in job.model.parameters() if not p.requires_grad and p.dtype == torch.float32)
         self.frozen = sum(2.0 * p.numel() for p in wide) if resolved.compute_dtype else 0.0  # bytes of their copies
         self.began = psutil.Process().memory_info().rss - restored
         self.seconds: list[float] = []  # cumulative, after each step

@@ -70,7 +70,12 @@ def _pick_micro_batch(config: LoopConfig, shape: Shape, precision: str) -> int:
     return best
 
 
-def _pick_device(name: str) -> str:
+def pick_device(name: str) -> str:
+    """What ``device`` means here.
+
+    Raises:
+        HeptaError: an unknown device, or a GPU that torch does not see.
+    """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -96,6 +101,17 @@ def _pick_compile(config: LoopConfig, shape: Shape, peak: float, tokens: float) 
     return seconds >= WORTH_COMPILING
 
 
+def precision_of(config: LoopConfig) -> str:
+    """The precision of a run, which its weights may be read in: as it began, or what its keys mean on this machine."""
+    old = read_resolved(config.output)
+    if old is not None:
+        return old.precision
+    if config.precision != "auto":
+        return config.precision
+    threads, kind = config.threads or torch.get_num_threads(), torch.device(pick_device(config.device)).type
+    return recommend_precision({dtype: measured_peak(dtype, threads, kind) for dtype in ("fp32", "bf16")})
+
+
 def resolve(config: LoopConfig, shape: Shape, lr: float, tokens: float, trained: int) -> Resolved:
     """Decide every automatic value but the number of steps.
 
@@ -106,12 +122,11 @@ def resolve(config: LoopConfig, shape: Shape, lr: float, tokens: float, trained:
         tokens: tokens the run may read at most, by its budgets other than ``minutes``.
         trained: parameters that learn.
     """
-    device = _pick_device(config.device)
+    device = pick_device(config.device)
     threads = config.threads or torch.get_num_threads()
     kind = torch.device(device).type
-    peaks = {dtype: measured_peak(dtype, threads, kind) for dtype in ("fp32", "bf16")}
-    precision = recommend_precision(peaks) if config.precision == "auto" else config.precision
-    peak = peaks[precision.removesuffix("-pure")]
+    precision = precision_of(config)
+    peak = measured_peak(precision.removesuffix("-pure"), threads, kind)
     compiled = _pick_compile(config, shape, peak, tokens)
     if config.recompute == "selective" and compiled and config.compile == "auto":
         compiled = False  # compiled blocks choose for themselves what to keep
@@ -157,7 +172,7 @@ def carry_over(config: LoopConfig, old: Resolved) -> Resolved:
 
     What makes the rest of the run differ in its last bits is said, with the reason.
     """
-    new = replace(old, device=_pick_device(config.device) if config.device != "auto" else old.device)
+    new = replace(old, device=pick_device(config.device) if config.device != "auto" else old.device)
     new = replace(new, processes=world().size)
     if config.threads is not None or new.processes != old.processes:
         new = replace(new, threads=config.threads or torch.get_num_threads())

@@ -24,6 +24,7 @@ from hepta.model.adapters import (
 )  # fmt: skip
 from hepta.model.load import load_model, read_hepta_json, refuse_quantized, refuse_translator, resolve_model, save_model
 from hepta.model.network import Network
+from hepta.model.quantized import is_quantized
 from hepta.model.whole import fill
 from hepta.objectives.causal import Causal
 from hepta.planning.rates import automatic_lr, automatic_tuning_lr
@@ -35,6 +36,7 @@ from hepta.training.job import Job
 from hepta.training.loop import train
 from hepta.training.pretrain import restore_weights
 from hepta.training.processes import in_processes
+from hepta.training.resolve import pick_device, precision_of
 from hepta.training.result import TrainingResult, already_done, finish
 from hepta.training.samples import Prompt, answer
 from hepta.training.together import claim_together
@@ -137,11 +139,26 @@ def sft(config: SftConfig) -> TrainingResult:
     return finish(stage, job, outcome, report, p_stop=p_stop, prompt_language=languages)
 
 
+def _load(config: SftConfig, base: Path) -> Network:
+    """The base, float32 where it learns; where adapters learn beside it, its matrices in the dtype of the products.
+
+    Raises:
+        HeptaError: integers where they cannot be, on a GPU or in several processes.
+    """
+    alone = world().size == 1  # else each process gathers parts, in the dtype of the products too
+    half = config.method == "lora" and alone and precision_of(config) != "fp32"
+    model = load_model(base, torch.float32, matrices=torch.bfloat16 if half else None)
+    if is_quantized(model) and (not alone or torch.device(pick_device(config.device)).type != "cpu"):
+        raise HeptaError(f"{base}: is quantised, which one process on a CPU tunes; use device=cpu without nproc")
+    return model
+
+
 def _prepare(config: SftConfig, base: Path, digest: str) -> tuple[Job, SftOrder, SftOrder | None]:
     refuse_translator(base)
-    refuse_quantized(base)
+    if config.method == "full":
+        refuse_quantized(base)
     tokenizer = load_tokenizer(base)
-    model = load_model(base)
+    model = _load(config, base)
     if model.config.kind != "causal":
         kind = model.config.kind
         raise HeptaError(f"{base}: a {kind} model does not hold conversations; sft wants one that predicts next tokens")
