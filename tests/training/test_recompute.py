@@ -1,5 +1,6 @@
 """Promises of recomputation: the same bits, less memory, and what does not apply is said."""
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,22 @@ def test_recomputation_lowers_the_measured_peak() -> None:
         peaks[how] = peak_bytes(model, batch)
     assert peaks["block"] < 0.4 * peaks["none"]
     assert peaks["block"] < peaks["selective"] < 0.7 * peaks["none"]
+
+
+def test_wide_models_hand_back_the_holes_that_recomputed_blocks_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fourth block, in the forward pass and when it runs again; the numbers know nothing of it."""
+    losses, calls, batch = [], [], {name: torch.randint(0, 320, (1, 64)) for name in ("input_ids", "labels")}
+    give_back = recompute.give_back
+    monkeypatch.setattr(recompute, "give_back", lambda: calls.append(give_back()))
+    for wide in (recompute.WIDE, 0):
+        monkeypatch.setattr(recompute, "WIDE", wide)
+        model = Decoder(SHAPE.replace(num_layers=6))
+        model.init_weights(1)
+        recompute_blocks(model.train(), "block")
+        losses.append(Causal()(model, batch).total)
+        losses[-1].backward()
+        assert len(calls) == (4 if wide == 0 and platform.libc_ver()[0] == "glibc" else 0)
+    assert torch.equal(*losses)
 
 
 def test_evaluation_and_generation_recompute_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from hepta.model.network import unembed
 
 IGNORE = -100  # label of a position that is not supervised
 CHUNK = 1024  # rows of logits alive at a time
+WIDE = 1 << 23  # logits that are float32 at a time
 GATHER = 256  # supervised rows come in multiples of this
 
 
@@ -41,6 +42,8 @@ class TokenScores(NamedTuple):
 def softmax_gradient(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
     """Loss and its gradient for one chunk of logits, with as few visits to memory as plain torch allows.
 
+    A large vocabulary's rows are taken some at a time: two float32 copies of all would be the most that a step holds.
+
     Args:
         logits: (N, V), any float dtype; read as float32.
         targets: (N,) ids in [0, V), or ``IGNORE``: loss and gradient of that row are 0.
@@ -49,6 +52,18 @@ def softmax_gradient(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Te
     Returns:
         the loss of each row (N,) float32 and d loss / d logits (N, V) in the dtype of ``logits``.
     """
+    rows = max(1, WIDE // logits.shape[1])
+    if rows >= len(logits):
+        return _softmax_gradient(logits, targets, z_loss)
+    total, gradient = logits.new_zeros((), dtype=torch.float32), torch.empty_like(logits)
+    for start in range(0, len(logits), rows):
+        part = slice(start, start + rows)
+        loss, gradient[part] = _softmax_gradient(logits[part], targets[part], z_loss)
+        total += loss
+    return total, gradient
+
+
+def _softmax_gradient(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
     supervised = targets != IGNORE
     columns = torch.where(supervised, targets, 0)[:, None]
     values = torch.log_softmax(logits.float(), -1)
