@@ -141,7 +141,7 @@ class Nanochat:
         while True:
             for start in range(0, len(self.row) - size, size):
                 piece = self.row[start : start + size + 1]
-                yield piece[:-1].view(self.sequences, -1), piece[1:].view(self.sequences, -1)
+                yield piece[:-1].clone().view(self.sequences, -1), piece[1:].clone().view(self.sequences, -1)
 
     def step(self, batch: Batch, number: int, gone: float) -> None:
         """One update; ``gone`` is the share of the time. 40 steps, or a twentieth of the time, warm up."""
