@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from hepta.objectives import causal
 from hepta.objectives.causal import (
     IGNORE,
     Kernel,
@@ -126,3 +127,12 @@ def test_masked_batches_of_any_count_use_few_shapes() -> None:
         labels[:, kept:] = IGNORE
         causal_loss(hidden, head, labels, kernel=spy)
     assert shapes <= {256, 512, 768, 1024}
+
+
+def test_rows_of_a_large_vocabulary_taken_some_at_a_time_have_the_same_losses_and_gradients(monkeypatch):
+    logits, targets = torch.randn(10, 64), torch.randint(0, 64, (10,))
+    targets[4] = IGNORE
+    whole = softmax_gradient(logits, targets, 0.01)
+    monkeypatch.setattr(causal, "WIDE", 3 * 64)
+    for ours, expected in zip(softmax_gradient(logits, targets, 0.01), whole, strict=True):
+        assert torch.equal(ours, expected)

@@ -55,12 +55,11 @@ def softmax_gradient(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Te
     rows = max(1, WIDE // logits.shape[1])
     if rows >= len(logits):
         return _softmax_gradient(logits, targets, z_loss)
-    total, gradient = logits.new_zeros((), dtype=torch.float32), torch.empty_like(logits)
+    losses, gradient = logits.new_empty(len(logits), dtype=torch.float32), torch.empty_like(logits)
     for start in range(0, len(logits), rows):
         part = slice(start, start + rows)
-        loss, gradient[part] = _softmax_gradient(logits[part], targets[part], z_loss)
-        total += loss
-    return total, gradient
+        losses[part], gradient[part] = _softmax_gradient(logits[part], targets[part], z_loss)
+    return losses, gradient
 
 
 def _softmax_gradient(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
