@@ -1,7 +1,8 @@
 """``tracker=wandb``: a run's numbers go to Weights & Biases as well, where that was asked for and never otherwise.
 
-Only the numbers of ``metrics.jsonl`` and the verb's name are handed over: no text, no paths, no code, nothing of the
-machine. ``WANDB_MODE=offline`` keeps even those on the disk, in ``RUN/wandb``.
+Only the numbers of ``metrics.jsonl`` and the verb's name are handed over: no text, no paths, no code, no name of the
+machine. The package itself adds its version, Python's, and a word like linux-x86_64. ``WANDB_MODE=offline`` keeps even
+those on the disk, in ``RUN/wandb``.
 """
 
 import importlib.util
@@ -34,6 +35,7 @@ class WandbTracker:
         quiet = wandb.Settings(
             console="off", silent=True, disable_git=True, save_code=False, disable_job_creation=True,
             x_disable_meta=True, x_disable_stats=True, x_save_requirements=False, x_disable_machine_info=True,
+            host="",
         )  # fmt: skip
         try:
             self._run: Any = wandb.init(
