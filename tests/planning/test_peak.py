@@ -4,7 +4,7 @@ import pytest
 
 from hepta.model.families import preset
 from hepta.planning.memory import Setting
-from hepta.planning.peak import run_bytes
+from hepta.planning.peak import chunk_bytes, run_bytes, step_bytes
 from hepta.planning.speed import Speed, step_seconds
 
 # VmHWM of `hepta pretrain` in MB: preset, sequences, tokens of each, precision, compiled. 2 micro-batches a step, the
@@ -27,6 +27,27 @@ def test_peaks_of_real_runs_are_met_within_ten_per_cent(name, micro, length, pre
     setting = Setting(length, micro, precision=precision, cpu=True)
     found = run_bytes(preset(name, 8192), "full", setting, several=True, compiled=compiled)
     assert found / 1e6 == pytest.approx(megabytes, rel=0.1)
+
+
+# what a run held after its first evaluation and at its peak, in MB: `hepta sft` on the demo's base and conversations
+TUNED = [(8, 1280, 431, 692), (32, 4352, 432, 1120)]  # sequences of 256, rows that met the head
+
+
+@pytest.mark.parametrize(("micro", "rows", "held", "megabytes"), TUNED)
+def test_peaks_of_tuning_count_the_rows_that_meet_the_head(micro, rows, held, megabytes):
+    setting = Setting(256, micro, precision="bf16", cpu=True)
+    more = step_bytes(preset("nano", 8192), "full", setting, several=False, compiled=False, rows=rows)
+    assert held + more / 1e6 == pytest.approx(megabytes, rel=0.1)
+
+
+def test_a_chunk_of_logits_holds_two_wide_copies_and_the_gradient_before_it():
+    shape, setting = preset("nano", 8192), Setting(256, 8, precision="bf16", cpu=True)
+    assert chunk_bytes(shape, setting, 256) == 256 * 8192 * (2 + 4 + 4)
+    assert chunk_bytes(shape, setting, 1024) == 1024 * 8192 * (2 + 4 + 4)
+    assert chunk_bytes(shape, setting, 1280) == 1024 * 8192 * (2 + 4 + 4 + 2)
+    wide = Setting(256, 8, precision="fp32", cpu=True)
+    assert chunk_bytes(shape, wide, 2048) == 1024 * 8192 * (4 + 4 + 4 + 4)
+    assert chunk_bytes(preset("nano", 32_768), setting, 1024) == 1024 * (32_768 * (2 + 2) + 8192 * 8)
 
 
 def test_a_step_takes_its_products_its_activations_and_its_update():

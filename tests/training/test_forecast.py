@@ -5,13 +5,15 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import SHAPE, tiny_job, tiny_run
 
 from hepta.model.decoder import Decoder
+from hepta.objectives.causal import IGNORE, causal_loss, head_rows, softmax_gradient
 from hepta.planning import machine
 from hepta.planning.cost import step_flops
 from hepta.training import forecast
-from hepta.training.resolve import read_resolved
+from hepta.training.resolve import Resolved, read_resolved
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +61,34 @@ def test_a_run_that_goes_on_does_not_count_its_restored_moments_twice(tmp_path: 
     first, second = events(tmp_path / "a", "forecast")
     assert second["step"] == 4
     assert second["memory_bytes"] == pytest.approx(first["memory_bytes"], rel=0.1)
+
+
+@pytest.mark.parametrize("supervised", [0, 1, 255, 256, 300, 899, 900, 1000])
+def test_rows_that_meet_the_head_are_known_from_labels(supervised: int) -> None:
+    seen = []
+
+    def kernel(logits: torch.Tensor, targets: torch.Tensor, z_loss: float) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(len(logits))
+        return softmax_gradient(logits, targets, z_loss)
+
+    labels = torch.full((10, 100), IGNORE)
+    labels.view(-1)[torch.randperm(1000)[:supervised]] = 3
+    causal_loss(torch.randn(10, 100, 4), torch.randn(8, 4), labels, chunk=200, kernel=kernel)
+    assert sum(seen) == head_rows(labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"device": "cuda"}, "cuda"), ({"processes": 2}, "several processes"), ({"verb": "distill"}, "teacher"),
+     ({"verb": "tune"}, "texts"), ({"verb": "prune"}, "layer")],
+)  # fmt: skip
+def test_what_cannot_be_predicted_is_said_not_guessed(change: dict, said: str) -> None:
+    values = {"device": "cpu", "processes": 1, **change}
+    verb = values.pop("verb", "pretrain")
+    resolved = Resolved("fp32", values["device"], 1, False, 1, 1e-3, 1.0, "here", "2", processes=values["processes"])
+    assert said in str(forecast.unpredictable(verb, resolved))
+    plain = Resolved("fp32", "cpu", 1, False, 1, 1e-3, 1.0, "here", "2")
+    assert all(forecast.unpredictable(one, plain) is None for one in forecast.VERBS)
 
 
 @pytest.mark.parametrize("frozen", [False, True])

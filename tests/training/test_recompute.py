@@ -1,6 +1,5 @@
 """Promises of recomputation: the same bits, less memory, and what does not apply is said."""
 
-import platform
 from pathlib import Path
 
 import pytest
@@ -68,7 +67,7 @@ def test_wide_models_hand_back_the_holes_that_recomputed_blocks_leave(monkeypatc
         recompute_blocks(model.train(), "block")
         losses.append(Causal()(model, batch).total)
         losses[-1].backward()
-        assert len(calls) == (4 if wide == 0 and platform.libc_ver()[0] == "glibc" else 0)
+        assert len(calls) == (4 if wide == 0 else 0)
     assert torch.equal(*losses)
 
 

@@ -160,6 +160,17 @@ def check_labels(labels: Tensor, vocabulary: int) -> None:
         raise LabelError(f"{found}; the tokens were made with another tokenizer")
 
 
+def _gathers(weight: int, positions: int) -> bool:
+    """Whether only supervised rows meet the head: that pays where it saves a good part of it."""
+    return weight < positions * 0.9
+
+
+def head_rows(labels: Tensor) -> int:
+    """Rows that meet the head of a batch with these labels."""
+    weight = int((labels != IGNORE).sum())
+    return weight + -weight % GATHER if _gathers(weight, labels.numel()) else labels.numel()
+
+
 def _gather(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Supervised rows, their targets, and where they were; filled up with ignored rows to a multiple of ``GATHER``.
 
@@ -205,7 +216,7 @@ def causal_loss(
     supervised = targets != IGNORE
     weight = int(supervised.sum())
     places = None
-    if weight < targets.numel() * 0.9:  # a gather pays only when it saves a good part of the head
+    if _gathers(weight, targets.numel()):
         rows, targets, places = _gather(rows, targets)
     if not torch.is_grad_enabled():
         rows, head, bias = rows.detach(), head.detach(), None if bias is None else bias.detach()

@@ -26,8 +26,10 @@ TRAINING = ("full", "lora", "qlora")
 INFERENCE = ("bf16", "int8", "4-bit")
 METHODS = TRAINING + INFERENCE
 LOGIT_ROWS = 1024
+WIDE_LOGITS = 1 << 23  # float32 at a time
 CPU_BLOCK = 128  # queries whose probabilities a CPU computes together, each with the keys up to the block's end
-MATRIX_BITS = {"full": 32.0, "lora": 16.0, "qlora": 4.127, "bf16": 16.0, "int8": 8.0, "4-bit": 4.0}
+MATRIX_BITS = {"full": 32.0, "bf16": 16.0, "int8": 8.0, "4-bit": 4.0}
+FROZEN_BYTES = {"lora": 2.0, "qlora": 4.127 / 8}  # of a base, per parameter: fp32 4, bf16 2, int8 1.06, int4 0.56
 VALUES = 2  # place of the values' map among a layer's; the Llama line's takes 8 bits in a 4-bit model
 GROUP = 32  # columns that share a bf16 scale where weights have 4 bits
 TILE = 1 << 20  # quantised weights turned to floats at a time
@@ -130,12 +132,13 @@ def largest_part(config: Shape) -> int:
 
 def weight_bytes(config: Shape, method: str) -> float:
     """Bytes of the weights as ``method`` stores them (adapters not counted)."""
-    if method in ("full", "lora", "bf16"):
-        return config.num_parameters * MATRIX_BITS[method] / 8
     matrices = config.num_layers * layer_matrix_parameters(config)
+    if method in FROZEN_BYTES:
+        each = FROZEN_BYTES[method]
+        return each * matrices + max(each, 2.0) * (config.num_parameters - matrices)
+    if method in ("full", "bf16"):
+        return config.num_parameters * MATRIX_BITS[method] / 8
     stored = matrices * MATRIX_BITS[method] / 8
-    if method == "qlora":
-        return stored + 2.0 * (config.num_parameters - matrices)
     rows = config.vocab_size * (1 if config.tied else 2)  # of the embedding, and of a head of its own
     tables, scales = rows * config.hidden_size, rows
     for place, (inputs, outputs) in enumerate(config.linear_shapes()):

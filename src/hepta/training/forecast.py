@@ -4,10 +4,10 @@ import statistics
 import time
 from itertools import pairwise
 
-import psutil
 import torch
 
 from hepta.console import duration, say
+from hepta.objectives.causal import head_rows
 from hepta.planning.calibration import case_of, outdated, recall, remember
 from hepta.planning.machine import machine_key
 from hepta.planning.memory import Setting
@@ -15,12 +15,19 @@ from hepta.planning.peak import step_bytes
 from hepta.planning.speed import Speed, machine_speed, step_seconds
 from hepta.training.config import LoopConfig
 from hepta.training.job import Job
-from hepta.training.metrics import RunLog, peak_memory_bytes
+from hepta.training.metrics import JOURNAL, RunLog, peak_memory_bytes, read_rows
 from hepta.training.recompute import product_bytes
 from hepta.training.resolve import Resolved
+from hepta.training.step import micro_batches
+from hepta.training.usage import give_back, resident_bytes
 
 STEPS = 20  # after which prediction and measurement are compared
-VERBS = ("pretrain", "sft")  # whose sequences all have one length, so that a step's work is known
+VERBS = ("pretrain", "sft")  # whose sequences all have one length, and nothing but the model takes part in a step
+OTHERS = {  # verbs of which nothing is predicted
+    "tune": "texts are as long as they are, so no step is like another",
+    "distill": "the teacher's part in a step was never learnt",
+    "prune": "what is left of a layer is not what a shape's layers are",
+}
 
 
 def setting_of(config: LoopConfig, resolved: Resolved) -> Setting:
@@ -32,28 +39,39 @@ def setting_of(config: LoopConfig, resolved: Resolved) -> Setting:
     )  # fmt: skip
 
 
+def unpredictable(verb: str, resolved: Resolved) -> str | None:
+    """Why nothing is predicted of such a run; None: something is."""
+    if resolved.device != "cpu":
+        return f"what a step takes on {resolved.device} was never learnt"
+    if resolved.processes > 1:
+        return "several processes wait for one another and gather weights from one another"
+    if verb not in VERBS:
+        return OTHERS[verb]
+    return None
+
+
 class Forecast:
-    """A run's expected step time and memory; made before evaluations have touched memory."""
+    """A run's expected step time and memory, and what became of them."""
 
     def __init__(self, config: LoopConfig, job: Job, resolved: Resolved, restored: int) -> None:
         """``restored``: bytes of optimizer state that a checkpoint has put back already."""
-        self.config, self.resolved, self.shape = config, resolved, job.model.config
-        self.possible = job.verb in VERBS and resolved.device == "cpu" and resolved.processes == 1
+        self.config, self.resolved, self.shape, self.job = config, resolved, job.model.config, job
+        self.why_not = unpredictable(job.verb, resolved)
         self.method = getattr(config, "method", "full")
         wide = (p for p in job.model.parameters() if not p.requires_grad and p.dtype == torch.float32)
         self.frozen = sum(2.0 * p.numel() for p in wide) if resolved.compute_dtype else 0.0  # bytes of their copies
-        self.began = psutil.Process().memory_info().rss - restored
+        self.restored = restored
         self.seconds: list[float] = []  # cumulative, after each step
         self.raw = self.expected = 0.0  # seconds of a step before and after calibration
         self.memory = 0.0  # expected peak
-        if self.possible:
+        if self.why_not is None:
             machine = machine_key(resolved.threads)
             way = (self.method, resolved.precision, resolved.compile, resolved.recompute)
             self.case = case_of(self.shape, machine, *way)
             self.speed = machine_speed(machine, resolved.precision) or Speed(resolved.peak_gflops, None, None)
 
     def tell(self, log: RunLog, step: int, total: int, tokens: float, measured: float | None) -> None:
-        """Say and log what is expected.
+        """Say and log what is expected; after the first evaluation, whose memory a step can use again.
 
         Args:
             log: where it is written.
@@ -62,7 +80,10 @@ class Forecast:
             tokens: real tokens of a step.
             measured: seconds of a step where a few were tried already (``minutes``).
         """
-        if not self.possible or step >= total:
+        if step >= total:
+            return
+        if self.why_not is not None:
+            say(f"no forecast: {self.why_not}")
             return
         setting, several = setting_of(self.config, self.resolved), self.resolved.micro_batch
         parts = self.config.sequences_per_step / several
@@ -75,14 +96,28 @@ class Forecast:
         if measured is not None:
             self.expected, source = measured, "measured in a few steps"
         kept = product_bytes(self.shape, setting) if self.resolved.recompute == "selective" else None
-        more = step_bytes(self.shape, self.method, setting, parts > 1, self.resolved.compile, kept)
-        self.memory = self.began + self.frozen + more
+        rows, compiled = self._head_rows(step), self.resolved.compile
+        more = step_bytes(self.shape, self.method, setting, parts > 1, compiled, kept, rows)
+        held = self._held(log)
+        self.memory = max(held + self.frozen + more, peak_memory_bytes())
         told = f"expected: {self.expected:.3g} s a step, {tokens / self.expected:,.0f} tokens/s"
         say(f"{told}, {self.memory / 1e9:.2f} GB of memory; {_ending(total - step, self.expected)} ({source})")
         log.event({
             "step": step, "event": "forecast", "step_seconds": self.expected,
-            "tokens_per_second": tokens / self.expected, "memory_bytes": self.memory, "source": source,
+            "tokens_per_second": tokens / self.expected, "memory_bytes": self.memory, "held_bytes": held,
+            "source": source,
         })  # fmt: skip
+
+    def _held(self, log: RunLog) -> float:
+        """Bytes without optimizer state; a run that goes on has not loaded yet what evaluations need, but once had."""
+        give_back()
+        earlier = [row.get("held_bytes", 0) for row in read_rows(log.run / JOURNAL) if row["event"] == "forecast"]
+        return max(resident_bytes() - self.restored, *earlier, 0)
+
+    def _head_rows(self, step: int) -> int:
+        """Positions that meet the head in the fullest micro-batch of the next step."""
+        per_step, micro = self.config.sequences_per_step, self.resolved.micro_batch
+        return max(head_rows(batch["labels"]) for batch in micro_batches(self.job.train, step, per_step, micro))
 
     def check(self, log: RunLog, step: int, total: int, seconds: float) -> None:
         """After ``STEPS`` steps: say what they took, how wrong that was, and keep it for the next run.

@@ -8,8 +8,6 @@ The same operations run on the same numbers with the same random state, so uncom
 bits (traps R7 and R15).
 """
 
-import ctypes
-import platform
 from functools import partial
 from typing import Any
 
@@ -21,16 +19,12 @@ from hepta.console import say
 from hepta.model.shape import Shape
 from hepta.planning.machine import memory_limit
 from hepta.planning.memory import Setting, activation_bytes, layer_activation_bytes
+from hepta.training.usage import give_back
 
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)  # what a linear map comes down to
 WIDE = 2048  # models of this width have products next to which fetching memory anew is cheap
 HOLES = 4  # blocks of such a model after which kept holes, some 25 MB a block of a 7B, are handed back
 SPARE = 0.9  # share of the free memory that activations may take
-
-
-def give_back() -> None:
-    """Hand the system the memory that glibc keeps in holes between what lives on; see ``resolve.keep_memory``."""
-    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _keep_products(_context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
@@ -57,7 +51,7 @@ def recompute_blocks(model: Any, how: str, compiled: bool = False) -> None:
         raise HeptaError("recompute selective: compiled blocks choose for themselves what to keep; use compile=false")
     contexts = partial(create_selective_checkpoint_contexts, _keep_products)
     options = {"context_fn": contexts} if how == "selective" else {}
-    wide = model.config.hidden_size >= WIDE and platform.libc_ver()[0] == "glibc"
+    wide = model.config.hidden_size >= WIDE
     for number, block in enumerate(model.blocks):
         block.forward = _recomputed(block, options, compiled, wide and number % HOLES == 0)
 

@@ -24,6 +24,14 @@ def resident_bytes() -> int:
     return psutil.Process().memory_info().rss
 
 
+def give_back() -> bool:
+    """Give freed memory back to the system, so that resident memory is what is held; False: this C library cannot."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    ctypes.CDLL(None).malloc_trim(0)
+    return True
+
+
 class MemoryMeter:
     """Watches one step: what it holds in parameters, gradients, optimizer state, activations, and all else.
 
@@ -35,9 +43,7 @@ class MemoryMeter:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer = model, optimizer
         self.cuda = next(model.parameters()).device.type == "cuda"
-        self.exact = self.cuda or platform.libc_ver()[0] == "glibc"
-        if not self.cuda and self.exact:
-            ctypes.CDLL(None).malloc_trim(0)
+        self.exact = self.cuda or give_back()
         self.before = self._used()
         self.activations: int | None = None
         self.gradients = self.peak = 0
