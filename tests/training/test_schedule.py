@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tiny import losses, tiny_job, tiny_run
+from tiny import half_padding, losses, tiny_job, tiny_run
 
 from hepta.training.resolve import read_resolved
 from hepta.training.schedule import learning_rate, total_steps, warmup_steps
@@ -48,13 +48,19 @@ def test_first_budget_reached_ends() -> None:
 
 
 def test_run_obeys_a_token_budget_without_counting_padding(tmp_path: Path) -> None:
-    outcome = tiny_run(tmp_path / "run", max_steps=None, tokens=900)
-    assert outcome.state.tokens == 1024, "the first multiple of 128 that is at least 900"
+    """Trap R10: half of the 128 positions of a step are padding."""
+    outcome = tiny_run(tmp_path / "run", half_padding(tiny_job(tmp_path / "run")), max_steps=None, tokens=400)
+    assert outcome.state.tokens == 448, "the first multiple of 64 that is at least 400"
+
+
+def test_run_obeys_a_budget_in_epochs(tmp_path: Path) -> None:
+    """Trap R10: two passes over 19 sequences, 4 a step."""
+    assert tiny_run(tmp_path / "run", max_steps=None, epochs=2).state.step == 10
 
 
 def test_minutes_become_steps_once_and_are_read_back(tmp_path: Path) -> None:
-    """Nothing automatic twice: the second process does not measure again."""
-    run, budget = tmp_path / "run", {"max_steps": 500, "minutes": 0.05, "schedule": "constant"}
+    """Trap R10, and nothing automatic twice: the second process does not measure again."""
+    run, budget = tmp_path / "run", {"max_steps": 10_000, "minutes": 0.05, "schedule": "constant"}
     job = tiny_job(run)
     job.save = lambda place, dtype: place.joinpath("missing", "file").write_text("")  # crash at the first save
     with pytest.raises(FileNotFoundError):
@@ -62,7 +68,7 @@ def test_minutes_become_steps_once_and_are_read_back(tmp_path: Path) -> None:
     first = read_resolved(run)
     assert first is not None
     assert first.step_seconds is not None
-    assert 1 <= first.total_steps <= 500
+    assert 1 <= first.total_steps <= max(1, 3 / first.step_seconds), "three seconds' worth"
     tiny_run(run, **budget)
     assert read_resolved(run) == first
     assert losses(run)[-1][0] == first.total_steps
