@@ -93,12 +93,17 @@ def test_sources_are_told_with_updates_in_the_backward_pass(tmp_path: Path) -> N
 def test_what_is_read_around_left_out_sequences_keeps_its_source() -> None:
     """After a rollback the n-th sequence is another one, and its source that one's."""
     order = ThreeSources(32, 19)
-    reading = Around(order, [[4, 8], [12, 16]])
+    reading = Around(order, [[4, 8]])
     batch = {name: torch.from_numpy(value) for name, value in reading.batch(8, 4).items()}
-    found = loss_by_source(reading, order.source_names, 8, [batch], [torch.ones(4, 32)])
-    first = [order.sources(n)[0] for n in range(16, 20)]
-    wanted = {name: 15 * first.count(name) for name in ("even", "odd") if name in first}
-    assert found["tokens_by_source"] == {**wanted, "tail": 64}
+    rows = torch.arange(1.0, 5.0)[:, None].expand(4, 32)  # nats that tell the sequences apart
+    found = loss_by_source(reading, order.source_names, 8, [batch], [rows.masked_fill(batch["labels"] == IGNORE, 0.0)])
+    read, unread = ([order.sources(n)[0] for n in range(first, first + 4)] for first in (12, 8))
+    assert read != unread
+    for name in set(read):
+        of_it = [place + 1.0 for place, source in enumerate(read) if source == name]
+        assert found["loss_by_source"][name] == np.mean(of_it)
+        assert found["tokens_by_source"][name] == 15 * len(of_it)
+    assert found["loss_by_source"]["tail"] == 2.5
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
