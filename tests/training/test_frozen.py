@@ -102,6 +102,17 @@ def test_adapters_on_integers_learn_as_on_the_floats_they_stand_for(base: Path, 
     assert len(said.ids) == 4
 
 
+def test_peft_puts_our_adapters_on_the_bytes_that_transformers_opens(base: Path, tmp_path: Path) -> None:
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    directory = integers(base, 8)
+    tuned = tune(directory, tmp_path / "run", max_steps=3)
+    opened = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(opened, f"{tuned.output}/model").eval()
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, load_model(tuned.output, torch.float32)(ids), rtol=0, atol=1e-4)
+
+
 def test_tuning_on_integers_goes_on_to_the_same_bits(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
