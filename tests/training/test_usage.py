@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,15 @@ def test_memory_by_class_is_counted_from_the_tensors(tmp_path: Path) -> None:
     count = len(list(job.model.parameters()))
     assert memory["optimizer"] == 2 * weights + 4 * count, "two moments, and a step counter for each tensor"
     assert sum("memory" in row for row in rows_of(tmp_path / "run")) == 1
+
+
+def test_the_peak_is_that_of_the_process_not_of_the_one_that_started_it() -> None:
+    """A recipe started by a large program reported that program's memory."""
+    child = "from hepta.training.metrics import peak_memory_bytes; print(peak_memory_bytes())"
+    run = "subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
+    parent = f"import subprocess, sys; held = bytearray(b'x' * 10**9); {run}"
+    told = subprocess.run([sys.executable, "-c", parent, child], check=True, capture_output=True, text=True).stdout
+    assert 10_000_000 < int(told) < 800_000_000
 
 
 def test_activations_are_what_the_first_forward_pass_adds() -> None:
