@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from hepta.config import HeptaError
 from hepta.model.whole import by_mesh, placed_like, whole
 from hepta.training.adamw8bit import AdamW8bit
+from hepta.training.muon import MuonMatrices
 from hepta.training.rounded import RoundedAdafactor, RoundedAdamW
 
 BETAS, EPSILON = (0.9, 0.95), 1e-8
 MOMENTUM = 0.9  # of sgd
 SMALLEST = (1e-15, 1e-3)  # adafactor: of gradients and of a weight's size; torch's own 1.2e-7 hides gradients
+EMBEDDINGS = 4.0  # rate of embeddings beside that of the matrices that Muon moves (docs/log.md)
 HEADS = ("lm_head", "classifier", "score")  # modules whose matrix is no hidden one
 
 Group = dict[str, Any]
@@ -51,7 +53,9 @@ def layer_shares(model: Any, layer_decay: float) -> dict[int, float]:
     return shares
 
 
-def parameter_groups(model: Any, weight_decay: float, layer_decay: float = 1.0) -> list[Group]:
+def parameter_groups(
+    model: Any, weight_decay: float, layer_decay: float = 1.0, embedding_rate: float = 1.0
+) -> list[Group]:
     """Groups of trainable parameters: decayed matrices, and all the rest (trap R11); for each share of the rate.
 
     Norm weights and biases have one dimension; embeddings are found by their module, so a tied head counts
@@ -62,7 +66,8 @@ def parameter_groups(model: Any, weight_decay: float, layer_decay: float = 1.0) 
     groups: dict[tuple[bool, float], Group] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            decayed, share = parameter.ndim >= 2 and id(parameter) not in embeddings, shares.get(id(parameter), 1.0)
+            embeds, share = id(parameter) in embeddings, shares.get(id(parameter), 1.0)
+            decayed, share = parameter.ndim >= 2 and not embeds, share * embedding_rate if embeds else share
             group = {"params": [], "weight_decay": weight_decay if decayed else 0.0, "share": share}
             groups.setdefault((decayed, share), group)["params"].append(parameter)
     ordered = [groups[key] for key in sorted(groups, reverse=True)]
@@ -80,54 +85,14 @@ def hidden_matrices(model: nn.Module) -> set[int]:
     }  # fmt: skip
 
 
-class MuonOfParts(torch.optim.Muon):
-    """torch's Muon on matrices that lie in parts over several processes.
-
-    Momentum stays in parts. What is to be made orthogonal is put together, one matrix at a time, in every process;
-    each makes all of it orthogonal, by torch's own Muon, and keeps its part. So a process sends what FSDP's gather of
-    the weights sends once more, in float32, and no process is spared any of the products.
-    """
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update every matrix that has a gradient."""
-        assert closure is None, "the loss is known already"
-        for group in self.param_groups:
-            for matrix in group["params"]:
-                if matrix.grad is None:
-                    continue
-                state = self.state[matrix]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(matrix.grad)
-                state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
-                ahead = matrix.grad.lerp(state["momentum_buffer"], group["momentum"])  # Nesterov's
-                matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                matrix.add_(placed_like(matrix, _orthogonal_step(whole(ahead), group)))
-
-
-def _orthogonal_step(direction: Tensor, group: Group) -> Tensor:
-    """What Muon adds to a matrix whose momentum is ``direction``: its step from zeros, without momentum or decay."""
-    stand_in = nn.Parameter(torch.zeros_like(direction))
-    stand_in.grad = direction
-    keys = {key: group[key] for key in ("lr", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")}
-    torch.optim.Muon([stand_in], weight_decay=0.0, momentum=0.0, nesterov=False, **keys).step()
-    return stand_in.detach()
-
-
 class Muon(torch.optim.Optimizer):
-    """torch's Muon on hidden matrices and torch's AdamW on the rest, seen as one optimizer.
-
-    Muon's step U·Vᵀ of the momentum is scaled by 0.2·√max(rows, columns), so that its elements are about as large as
-    AdamW's (Liu et al. 2025, arXiv 2502.16982). One rate and one decay then serve both.
-    """
+    """Muon on hidden matrices and torch's AdamW on the rest, seen as one optimizer."""
 
     def __init__(self, groups: list[Group], hidden: set[int]) -> None:
         matrices, others = (_only(groups, hidden, inside) for inside in (True, False))
         if not matrices:
             raise HeptaError("optimizer muon: nothing that is trained is a hidden matrix; use adamw")
-        in_parts = any(hasattr(parameter, "full_tensor") for group in matrices for parameter in group["params"])
-        kind = MuonOfParts if in_parts else torch.optim.Muon
-        self.parts: list[torch.optim.Optimizer] = [kind(matrices, lr=0.0, adjust_lr_fn="match_rms_adamw")]
+        self.parts: list[torch.optim.Optimizer] = [MuonMatrices(matrices)]
         if others:
             self.parts.append(torch.optim.AdamW(others, lr=0.0, betas=BETAS, eps=EPSILON, fused=True))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
@@ -162,7 +127,8 @@ def make_optimizer(
     Raises:
         HeptaError: nothing that this optimizer updates, or one that does not round by chance.
     """
-    groups = parameter_groups(model, weight_decay / rate_factor(name, model.config.hidden_size), layer_decay)
+    factor, embeddings = rate_factor(name, model.config.hidden_size), EMBEDDINGS if name == "muon" else 1.0
+    groups = parameter_groups(model, weight_decay / factor, layer_decay, embeddings)
     if rounding is not None:
         names = {parameter: key for key, parameter in model.named_parameters()}
         if name == "adamw":

@@ -1,0 +1,87 @@
+"""Muon (Jordan 2024): steps of hidden matrices are made orthogonal, all matrices of a shape at once.
+
+    M ← μ M + (1 − μ) G;   U = orthogonal((1 − μ) G + μ M);   W ← (1 − η λ) W − η · 0.2 √max(rows, columns) · U
+
+0.2 √max makes the elements of a step about as large as AdamW's (Liu et al. 2025, arXiv 2502.16982), so one rate and one
+decay serve both. Five products of small matrices one after the other for each matrix leave a machine idle; matrices of
+a shape share them. torch's own Muon, which takes one matrix at a time, is the reference of the tests.
+"""
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hepta.model.whole import placed_like, whole
+
+MOMENTUM, COEFFICIENTS, ROUNDS, SMALLEST = 0.95, (3.4445, -4.775, 2.0315), 5, 1e-7
+TOGETHER = 1 << 24  # elements of matrices that are made orthogonal at once
+
+
+def orthogonal(stack: Tensor) -> Tensor:
+    """Matrices with singular values near 1 in place of their own, by Newton and Schulz's iteration in bfloat16.
+
+    Args:
+        stack: (N, rows, columns), any float dtype.
+
+    Returns:
+        (N, rows, columns) bfloat16; singular values lie between about 0.7 and 1.2, which is close enough.
+    """
+    tall = stack.shape[1] > stack.shape[2]
+    X = (stack.mT if tall else stack).to(torch.bfloat16, memory_format=torch.contiguous_format, copy=True)
+    X /= X.norm(dim=(1, 2), keepdim=True).clamp(min=SMALLEST)  # no singular value above 1
+    a, b, c = COEFFICIENTS
+    for _ in range(ROUNDS):
+        gram = X @ X.mT
+        X = torch.baddbmm(X, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), X, beta=a)
+    return X.mT if tall else X
+
+
+class MuonMatrices(torch.optim.Optimizer):
+    """The update above for parameters of two dimensions.
+
+    Of matrices that lie in parts over several processes, momentum stays in parts; what is to be made orthogonal is put
+    together in every process, each makes all of it orthogonal and keeps its part. So a process sends what FSDP's gather
+    of the weights sends once more, in float32, and no process is spared any of the products.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update every matrix that has a gradient."""
+        assert closure is None, "the loss is known already"
+        for group in self.param_groups:
+            for matrices in _together([matrix for matrix in group["params"] if matrix.grad is not None]):
+                self._update(matrices, group["lr"], group["weight_decay"])
+
+    def _update(self, matrices: list[Tensor], rate: float, decay: float) -> None:
+        """Update matrices of one shape."""
+        ahead = []
+        for matrix in matrices:
+            gradient, state = matrix.grad, self.state[matrix]
+            assert gradient is not None
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(gradient)
+            state["momentum_buffer"].lerp_(gradient, 1 - MOMENTUM)
+            ahead.append(whole(gradient.lerp(state["momentum_buffer"], MOMENTUM)))  # Nesterov's
+        found = orthogonal(torch.stack(ahead))
+        size = 0.2 * math.sqrt(max(found.shape[1:]))
+        for matrix, direction in zip(matrices, found, strict=True):
+            matrix.mul_(1 - rate * decay)
+            matrix.add_(placed_like(matrix, direction.to(matrix.dtype)), alpha=-rate * size)
+
+
+def _together(matrices: list[Tensor]) -> list[list[Tensor]]:
+    """Matrices of equal shape, no more of them than ``TOGETHER`` elements."""
+    shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
+    for matrix in matrices:
+        shapes[matrix.shape].append(matrix)
+    parts = []
+    for shape, same in shapes.items():
+        count = max(1, TOGETHER // shape.numel())
+        parts += [same[start : start + count] for start in range(0, len(same), count)]
+    return parts
