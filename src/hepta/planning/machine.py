@@ -5,6 +5,7 @@ lower a measurement, so the cache keeps the best rate ever seen for the same pro
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import platform
@@ -42,6 +43,14 @@ def processor_name() -> str:
 def cores_allowed() -> int:
     """Cores this process may run on (containers and taskset give fewer than the machine has)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def give_back() -> bool:
+    """Give freed memory back to the system, so that resident memory is what is held; False: this C library cannot."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    ctypes.CDLL(None).malloc_trim(0)
+    return True
 
 
 def memory_limit() -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """Recipes: ordered stages, all checked before the first one works, each skipped when it is done."""
 
-import ctypes
 import gc
 import json
 import os
@@ -19,6 +18,7 @@ import yaml
 
 from hepta.config import HeptaError, StageConfig, build, merge, nearest, parse_overrides, read_yaml
 from hepta.console import duration, say
+from hepta.planning.machine import give_back
 from hepta.runner.config import Recipe, RunConfig
 from hepta.runner.foresee import foresee
 from hepta.runner.verbs import VERBS
@@ -204,8 +204,7 @@ def run_recipe(config: RunConfig) -> RunResult:
 def _begin_memory() -> None:
     """Give back what earlier stages have freed, and count the process's peak of memory from here, where Linux can."""
     gc.collect()
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak
 

@@ -9,7 +9,7 @@ import torch
 from hepta.console import duration, say
 from hepta.objectives.causal import head_rows
 from hepta.planning.calibration import case_of, outdated, recall, remember
-from hepta.planning.machine import machine_key
+from hepta.planning.machine import give_back, machine_key
 from hepta.planning.memory import Setting
 from hepta.planning.peak import step_bytes
 from hepta.planning.speed import Speed, machine_speed, step_seconds
@@ -19,7 +19,7 @@ from hepta.training.metrics import JOURNAL, RunLog, peak_memory_bytes, read_rows
 from hepta.training.recompute import product_bytes
 from hepta.training.resolve import Resolved
 from hepta.training.step import micro_batches
-from hepta.training.usage import give_back, resident_bytes
+from hepta.training.usage import resident_bytes
 
 STEPS = 20  # after which prediction and measurement are compared
 VERBS = ("pretrain", "sft")  # whose sequences all have one length, and nothing but the model takes part in a step

@@ -17,9 +17,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from hepta.config import HeptaError
 from hepta.console import say
 from hepta.model.shape import Shape
-from hepta.planning.machine import memory_limit
+from hepta.planning.machine import give_back, memory_limit
 from hepta.planning.memory import Setting, activation_bytes, layer_activation_bytes
-from hepta.training.usage import give_back
 
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)  # what a linear map comes down to
 WIDE = 2048  # models of this width have products next to which fetching memory anew is cheap

@@ -1,7 +1,5 @@
 """Where the memory of a run goes: bytes by class, measured once in each process."""
 
-import ctypes
-import platform
 from typing import Any
 
 import psutil
@@ -9,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hepta.model.whole import local
+from hepta.planning.machine import give_back
 
 MEASURED_AT = 1  # the second step of a process: by then kernels are chosen and blocks compiled
 
@@ -22,14 +21,6 @@ def tensor_bytes(tensors: Any) -> int:
 def resident_bytes() -> int:
     """Resident memory of this process now."""
     return psutil.Process().memory_info().rss
-
-
-def give_back() -> bool:
-    """Give freed memory back to the system, so that resident memory is what is held; False: this C library cannot."""
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    ctypes.CDLL(None).malloc_trim(0)
-    return True
 
 
 class MemoryMeter:
