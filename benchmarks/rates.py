@@ -29,9 +29,9 @@ from hepta.model.families import network_class
 from hepta.model.learned import GPT2Shape
 from hepta.model.shape import Shape
 from hepta.objectives.causal import Causal
-from hepta.planning.rates import automatic_lr
+from hepta.planning.rates import automatic_lr, rate_factor
 from hepta.training.guard import Guard
-from hepta.training.optimizer import make_optimizer, rate_factor
+from hepta.training.optimizer import make_optimizer
 from hepta.training.schedule import learning_rate
 from hepta.training.step import Batch, run_step
 

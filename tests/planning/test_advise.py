@@ -14,6 +14,7 @@ from hepta.planning.calibration import case_of, remember
 from hepta.planning.config import PlanConfig
 from hepta.planning.machine import keep_rate, machine_key
 from hepta.planning.memory import Setting
+from hepta.planning.rates import rate_factor
 from hepta.planning.trial import try_steps
 from hepta.training.config import PretrainConfig
 
@@ -53,7 +54,7 @@ def test_more_minutes_want_a_larger_model_and_never_one_that_does_not_fit():
 
 
 def test_a_minute_is_as_many_tokens_as_the_measured_speed_says(machine):
-    remember(case_of(preset("nano"), machine, "full", "bf16", False), 3.0)
+    remember(case_of(preset("nano"), machine, "full", "bf16", False, tokens=2048), 3.0)
     before = next(c for c in advice(minutes=1).candidates if c.model == "micro")
     nano = next(c for c in advice(minutes=10).candidates if c.model == "nano")
     assert nano.source == "calibrated by 1 run here, last today"
@@ -88,8 +89,17 @@ def test_the_printed_command_is_one_that_hepta_pretrain_takes(tmp_path, minutes)
     config = build(PretrainConfig, {**options, **parse_overrides(words[8:])})
     assert config.model == found.advised
     assert config.batch_tokens == found.batch_tokens
-    assert found.lr == pytest.approx(0.75 / preset(found.advised).hidden_size)
+    assert config.optimizer == found.optimizer
+    width = preset(found.advised).hidden_size
+    assert found.lr == pytest.approx(0.75 / width * rate_factor(found.optimizer, width))
     assert found.command in show_answer(found)
+
+
+def test_muon_is_advised_where_its_products_are_a_small_part_of_a_step():
+    small, large = advice(minutes=4, model="nano"), advice(minutes=4, model="1b")
+    assert (small.optimizer, large.optimizer) == ("muon", "adamw")
+    assert small.lr == pytest.approx(2 * 0.75 / 192)
+    assert "optimizer=muon" in small.command
 
 
 def test_ranks_fall_with_parameters_and_with_tokens():

@@ -19,7 +19,7 @@ def own_cache(monkeypatch, tmp_path):
 
 
 def nano(machine: str = HERE, precision: str = "bf16", compiled: bool = False) -> calibration.Case:
-    return case_of(preset("nano"), machine, "full", precision, compiled)
+    return case_of(preset("nano"), machine, "full", precision, compiled, tokens=2048)
 
 
 def test_the_median_of_the_last_five_runs_counts():
@@ -36,19 +36,33 @@ def test_another_precision_compiler_thread_count_or_family_is_another_case():
     remember(nano(), 2.0)
     others = [
         nano(precision="fp32"), nano(compiled=True), nano("AMD EPYC, 2 cores, 1 threads, torch 2.13.0"),
-        case_of(preset("gpt2-nano"), HERE, "full", "bf16", False), case_of(preset("nano"), HERE, "lora", "bf16", False),
-        case_of(preset("nano"), HERE, "full", "bf16", False, "block"),
+        case_of(preset("gpt2-nano"), HERE, "full", "bf16", False, tokens=2048),
+        case_of(preset("nano"), HERE, "lora", "bf16", False, tokens=2048),
+        case_of(preset("nano"), HERE, "full", "bf16", False, "block", tokens=2048),
     ]  # fmt: skip
     assert [recall(case) for case in others] == [None] * len(others)
 
 
 def test_the_next_width_helps_and_is_named():
     remember(nano(), 2.0)  # width 192
-    found = recall(case_of(preset("micro"), HERE, "full", "bf16", False))  # width 256
+    found = recall(case_of(preset("micro"), HERE, "full", "bf16", False, tokens=2048))  # width 256
     assert found is not None
     assert found.factor == 2.0
     assert found.told == "calibrated by 1 run here at widths 128 to 255, last today"
-    assert recall(case_of(preset("7b"), HERE, "full", "bf16", False)) is None
+    assert recall(case_of(preset("7b"), HERE, "full", "bf16", False, tokens=2048)) is None
+
+
+def test_the_nearest_micro_batch_helps_and_is_named():
+    shape = preset("nano")
+    for tokens, factor in ((512, 4.0), (4096, 2.0)):
+        remember(case_of(shape, HERE, "full", "bf16", False, tokens=tokens), factor)
+    found = recall(case_of(shape, HERE, "full", "bf16", False, tokens=3000))
+    assert found is not None
+    assert (found.factor, found.same) == (2.0, False)
+    assert found.told == "calibrated by 1 run here at 4096 to 8191 tokens at once, last today"
+    same = recall(case_of(shape, HERE, "full", "bf16", False, tokens=1000))
+    assert same is not None
+    assert (same.factor, same.same) == (4.0, True)
 
 
 def test_old_calibrations_tell_their_age(own_cache):

@@ -48,6 +48,16 @@ def test_prediction_before_measurement_after_and_the_next_run_is_calibrated(
     assert len(next(iter(json.loads(own_cache.read_text()).values()))["factors"]) == 2
 
 
+def test_a_long_run_of_a_kind_that_never_ran_here_tries_a_few_steps_first(tmp_path: Path) -> None:
+    """The steps that are tried leave no trace in the weights; the next run, which is calibrated, tries none."""
+    keys = {"max_steps": forecast.WORTH_TRYING, "checkpoint": {"every": 1000}}
+    weights = [tiny_run(tmp_path / name, **keys).weights_sha256 for name in "ab"]
+    assert weights[0] == weights[1]
+    (tried,), (known,) = (events(tmp_path / name, "forecast") for name in "ab")
+    assert tried["source"] == "measured in a few steps"
+    assert known["source"] == "calibrated by 1 run here, last today"
+
+
 def test_a_shorter_run_predicts_and_calibrates_nothing(tmp_path: Path, own_cache: Path) -> None:
     tiny_run(tmp_path / "a", max_steps=forecast.STEPS - 1)
     assert events(tmp_path / "a", "forecast")

@@ -17,6 +17,7 @@ from hepta.model.history import LSTMShape
 from hepta.model.learned import BertShape, GPT2Shape
 from hepta.model.network import Network
 from hepta.planning.memory import Setting, memory
+from hepta.planning.rates import rate_factor
 from hepta.training import muon
 from hepta.training.adamw8bit import BLOCK, POWERS, AdamW8bit, decode, decoding_table, encode
 from hepta.training.config import PretrainConfig, TrainingConfig
@@ -26,7 +27,6 @@ from hepta.training.optimizer import (
     layer_shares,
     make_optimizer,
     optimizer_tensors,
-    rate_factor,
     set_learning_rate,
 )  # fmt: skip
 from hepta.training.pretrain import refuse_layer_decay

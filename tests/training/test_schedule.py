@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from tiny import half_padding, losses, tiny_job, tiny_run
 
+from hepta.training import budgets
+from hepta.training.budgets import seconds_per_step
 from hepta.training.resolve import read_resolved
 from hepta.training.schedule import learning_rate, total_steps, warmup_steps
 
@@ -61,17 +63,34 @@ def test_run_obeys_a_budget_in_epochs(tmp_path: Path) -> None:
 def test_minutes_become_steps_once_and_are_read_back(tmp_path: Path) -> None:
     """Trap R10, and nothing automatic twice: the second process does not measure again."""
     run, budget = tmp_path / "run", {"max_steps": 10_000, "minutes": 0.05, "schedule": "constant"}
+    budget["checkpoint"] = {"every": 50}
     job = tiny_job(run)
     job.save = lambda place, dtype: place.joinpath("missing", "file").write_text("")  # crash at the first save
     with pytest.raises(FileNotFoundError):
         tiny_run(run, job, **budget)
     first = read_resolved(run)
     assert first is not None
-    assert first.step_seconds is not None
-    assert 1 <= first.total_steps <= max(1, 3 / first.step_seconds), "three seconds' worth"
+    assert first.settled
     tiny_run(run, **budget)
     assert read_resolved(run) == first
     assert losses(run)[-1][0] == first.total_steps
+
+
+def test_minutes_are_counted_anew_where_warm_up_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that were tried took a tenth of what they take later; rates go on where they stood, so it is shorter."""
+    monkeypatch.setattr(budgets, "seconds_per_step", lambda run: 0.1 * seconds_per_step(run))
+    run = tmp_path / "run"
+    tiny_run(run, max_steps=None, minutes=0.1, lr=1e-3, schedule="linear")
+    resolved = read_resolved(run)
+    assert resolved is not None
+    counts = [row["total_steps"] for row in map(json.loads, (run / "journal.jsonl").open()) if row["event"] == "start"]
+    assert len(counts) == 2
+    assert counts[1] == resolved.total_steps < counts[0] / 2
+    rates = [row["lr"] for row in map(json.loads, (run / "metrics.jsonl").open()) if "lr" in row]
+    assert len(rates) == resolved.total_steps
+    assert resolved.warmup is not None
+    assert rates[resolved.warmup - 1] == max(rates) == 1e-3
+    assert all(0 < a - b < 2 * rates[-1] for a, b in pairwise(rates[resolved.warmup :])), "one straight line to 0"
 
 
 def test_measuring_steps_leaves_the_weights_as_they_were(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from hepta.model.families import PRESETS, preset
 from hepta.model.shape import Shape, TransformerShape
 from hepta.planning.calibration import case_of, recall
 from hepta.planning.config import PlanConfig
+from hepta.planning.cost import muon_flops, training_flops
 from hepta.planning.machine import cached_peak, machine_key, measured_peak, memory_limit, recommend_precision
 from hepta.planning.memory import Setting
 from hepta.planning.peak import run_bytes
 from hepta.planning.plan import PlanResult, count_text, plan, read_shape, show_plan, table_text
-from hepta.planning.rates import automatic_lr
+from hepta.planning.rates import automatic_lr, rate_factor
 from hepta.planning.speed import Speed, machine_speed, step_seconds
 from hepta.planning.trial import try_steps
 
@@ -34,6 +35,8 @@ LENGTHS = (128, 256, 512, 1024, 2048)
 BATCHES = tuple(1 << power for power in range(11, 20))  # 2,048 to 524,288 tokens
 STEPS = 1000  # updates that a run should have at least, where the smallest batch allows
 MICRO_TOKENS = 8192
+SCHEDULE = "linear"  # better than cosine where the run's end is known beforehand (docs/log.md)
+WORTH_MUON = 0.25  # share of a step that its own products may take; it saves more (docs/log.md)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Advice:
     candidates: list[Candidate]
     sequence_length: int
     batch_tokens: int
+    optimizer: str
     lr: float
     command: str
     reasons: list[str]
@@ -131,8 +135,10 @@ def advise(config: PlanConfig) -> Advice:
     best = min(fitting, key=lambda candidate: candidate.score)
     shape = _shape(best.model, text)
     batch = _batch(best.tokens, length)
-    command, reasons = _command(config, text, best, length, batch), _reasons(config, text, best, fitting)
-    return Advice(config.minutes, best.model, found, length, batch, automatic_lr(shape), command, reasons)
+    optimizer = "muon" if muon_flops(shape) <= WORTH_MUON * training_flops(shape, batch, length) else "adamw"
+    lr = automatic_lr(shape) * rate_factor(optimizer, shape.hidden_size)
+    command, reasons = _command(config, text, best, length, batch, optimizer), _reasons(config, text, best, fitting)
+    return Advice(config.minutes, best.model, found, length, batch, optimizer, lr, command, reasons)
 
 
 def _shape(name: str, text: Text | None) -> Shape:
@@ -153,7 +159,7 @@ def _candidate(
     shape, micro = _shape(name, text), max(1, MICRO_TOKENS // length // 4)
     setting = Setting(length, micro, precision=precision, cpu=True)
     memory = run_bytes(shape, "full", setting, several=False, compiled=False)
-    known = recall(case_of(shape, machine_key(threads), "full", precision, False))
+    known = recall(case_of(shape, machine_key(threads), "full", precision, False, tokens=setting.tokens))
     seconds, source = step_seconds(shape, "full", setting, 1, speed), ARITHMETIC
     if known is not None:
         seconds, source = seconds * known.factor, known.told
@@ -181,14 +187,16 @@ def _batch(tokens: float, length: int) -> int:
     return max(length, max((batch for batch in BATCHES if tokens / batch >= STEPS), default=BATCHES[0]))
 
 
-def _command(config: PlanConfig, text: Text | None, best: Candidate, length: int, batch: int) -> str:
+def _command(
+    config: PlanConfig, text: Text | None, best: Candidate, length: int, batch: int, optimizer: str
+) -> str:
     data = "TOKENS" if text is None else text.directory
     whole = text is not None and best.tokens >= EPOCHS * text.tokens
     budget = f"epochs={EPOCHS}" if whole else f"minutes={config.minutes:g}"
     name = Path(best.model).name
     return (
         f"hepta pretrain --data {data} --model {best.model} --output out/{name}-{config.minutes:g}min "
-        f"{budget} sequence_length={length} batch_tokens={batch}"
+        f"{budget} sequence_length={length} batch_tokens={batch} optimizer={optimizer} schedule={SCHEDULE}"
     )
 
 
@@ -218,6 +226,7 @@ def show_advice(advice: Advice) -> str:
         figures = [count_text(c.parameters), count_text(c.tokens_per_second), count_text(c.tokens), passes]
         rows.append([mark + c.model, *figures, f"{c.memory_gb:.2f}", score, c.source])
     lines = [f"{advice.minutes:g} minutes on this machine: {advice.advised}", *table_text(rows)]
-    lines.append(f"sequences of {advice.sequence_length}, {advice.batch_tokens:,} tokens a step, lr {advice.lr:.2g}")
+    told = f"{advice.batch_tokens:,} tokens a step, {advice.optimizer} at lr {advice.lr:.2g}, which falls in a line"
+    lines.append(f"sequences of {advice.sequence_length}, {told}")
     lines += [f"- {reason}" for reason in advice.reasons]
     return "\n".join([*lines, f"train it:  {advice.command}"])

@@ -8,6 +8,7 @@ halving counts *useful* work; a kernel that computes the whole square and masks 
 
 from hepta.model.shape import Shape
 
+MUON_ROUNDS = 5  # of Newton and Schulz's iteration
 TRAINING_FACTOR = 3  # one forward, and a backward that makes two products for each of the forward's
 
 
@@ -46,6 +47,12 @@ def step_flops(config: Shape, sequence_length: int, adapters: int | None = None,
     if adapters is None:
         return TRAINING_FACTOR * parts.total + again
     return 2 * parts.total + parts.attention + 2.0 * TRAINING_FACTOR * adapters + again
+
+
+def muon_flops(config: Shape) -> float:
+    """FLOPs of Muon's products in one step, whatever its tokens: X Xᵀ, its square, and that times X, five times."""
+    sides = [sorted(shape) for shape in config.linear_shapes()]
+    return config.num_layers * sum(MUON_ROUNDS * 2.0 * short * short * (2 * long + short) for short, long in sides)
 
 
 def rule_of_thumb_flops(parameters: float, tokens: float) -> float:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from hepta.model.shape import Shape
+from hepta.planning.cost import muon_flops
 from hepta.planning.machine import COPY, read_rates
 from hepta.planning.memory import Setting, activation_bytes, adapter_parameters
 from hepta.planning.products import Rates, cached_products, rate_at
@@ -55,7 +56,9 @@ def step_seconds(config: Shape, method: str, setting: Setting, micro_batches: fl
     seconds += (4 if setting.recompute else 3) * parts.attention / speed.rate("forward", ATTENTION_ROWS)
     trained = config.num_parameters if full else adapter_parameters(config, setting.rank)
     update = 0.0
+    if setting.optimizer == "muon" and full:
+        update = muon_flops(config) / speed.rate("forward", config.hidden_size)
     if speed.memory is not None:
         seconds += VISITS * activation_bytes(config, setting) / setting.tokens / (speed.memory * 1e9)
-        update = UPDATE_BYTES * trained / (speed.memory * 1e9)
+        update += UPDATE_BYTES * trained / (speed.memory * 1e9)
     return micro_batches * setting.tokens * seconds + update

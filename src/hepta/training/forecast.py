@@ -22,6 +22,8 @@ from hepta.training.step import micro_batches
 from hepta.training.usage import resident_bytes
 
 STEPS = 20  # after which prediction and measurement are compared
+WORTH_TRYING = 150  # steps of a run of which the first ones are tried beforehand, where nothing like it ran here
+AFFORDABLE = 2.0  # seconds of a step, by arithmetic, that is tried
 VERBS = ("pretrain", "sft")  # whose sequences all have one length, and nothing but the model takes part in a step
 OTHERS = {  # verbs of which nothing is predicted
     "tune": "texts are as long as they are, so no step is like another",
@@ -67,8 +69,18 @@ class Forecast:
         if self.why_not is None:
             machine = machine_key(resolved.threads)
             way = (self.method, resolved.precision, resolved.compile, resolved.recompute)
-            self.case = case_of(self.shape, machine, *way)
-            self.speed = machine_speed(machine, resolved.precision) or Speed(resolved.peak_gflops, None, None)
+            setting, parts = setting_of(config, resolved), config.sequences_per_step / resolved.micro_batch
+            self.case = case_of(self.shape, machine, *way, tokens=setting.tokens)
+            speed = machine_speed(machine, resolved.precision) or Speed(resolved.peak_gflops, None, None)
+            self.raw = step_seconds(self.shape, self.method, setting, parts, speed)
+
+    def unsure(self, steps: int) -> bool:
+        """Whether a few of the run's steps should be tried before anything is said: nothing quite like it ran here, and
+        they are a small part of it."""
+        if self.why_not is not None or steps < WORTH_TRYING or self.raw > AFFORDABLE:
+            return False
+        known = recall(self.case)
+        return known is None or not known.same
 
     def tell(self, log: RunLog, step: int, total: int, tokens: float, measured: float | None) -> None:
         """Say and log what is expected; after the first evaluation, whose memory a step can use again.
@@ -78,16 +90,14 @@ class Forecast:
             step: steps done.
             total: steps of the whole run.
             tokens: real tokens of a step.
-            measured: seconds of a step where a few were tried already (``minutes``).
+            measured: seconds of a step where a few were tried already.
         """
         if step >= total:
             return
         if self.why_not is not None:
             say(f"no forecast: {self.why_not}")
             return
-        setting, several = setting_of(self.config, self.resolved), self.resolved.micro_batch
-        parts = self.config.sequences_per_step / several
-        self.raw = step_seconds(self.shape, self.method, setting, parts, self.speed)
+        setting = setting_of(self.config, self.resolved)
         known, source = recall(self.case), "not calibrated: the first run of this kind here"
         if known is None and (versions := outdated(self.case)):
             source = f"not calibrated: runs under torch {', '.join(versions)} no longer count"
@@ -97,7 +107,8 @@ class Forecast:
             self.expected, source = measured, "measured in a few steps"
         kept = product_bytes(self.shape, setting) if self.resolved.recompute == "selective" else None
         rows, compiled = self._head_rows(step), self.resolved.compile
-        more = step_bytes(self.shape, self.method, setting, parts > 1, compiled, kept, rows)
+        several = self.config.sequences_per_step > self.resolved.micro_batch
+        more = step_bytes(self.shape, self.method, setting, several, compiled, kept, rows)
         held = self._held(log)
         self.memory = max(held + self.frozen + more, peak_memory_bytes())
         told = f"expected: {self.expected:.3g} s a step, {tokens / self.expected:,.0f} tokens/s"

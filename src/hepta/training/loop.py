@@ -10,7 +10,7 @@ import torch
 
 from hepta.console import Progress, say
 from hepta.stage import Stage, digest_json, go_on_hint
-from hepta.training.budgets import settle_steps
+from hepta.training.budgets import settle_again, settle_steps
 from hepta.training.checkpoint import weights_digest
 from hepta.training.config import LoopConfig
 from hepta.training.job import Job, Outcome
@@ -51,7 +51,8 @@ def train(config: LoopConfig, stage: Stage, job: Job) -> Outcome:
         try:
             if run.checkpoint is None:
                 run.evaluate(config.eval.tokens)
-            _take_steps(run, settle_steps(run), stop)
+            settle_steps(run)
+            _take_steps(run, stop)
             if job.patience is not None:
                 run.back_to_best()
             final = run.evaluate(None)
@@ -70,22 +71,23 @@ def train(config: LoopConfig, stage: Stage, job: Job) -> Outcome:
 def _rate(run: Run) -> float:
     """Learning rate of the step under way. A branch has been warmed up, and falls from its first step on."""
     config, total, start = run.config, run.resolved.total_steps, run.job.begun_at
-    warmup, decay = (start, (total - start) / total) if start else (config.warmup, config.decay)
+    warmup, decay = (start, (total - start) / total) if start else (run.resolved.warmup or config.warmup, config.decay)
     return learning_rate(run.state.step, total, run.resolved.lr, config.schedule, warmup, decay)
 
 
-def _take_steps(run: Run, total: int, stop: Stop) -> None:
-    config, state, job = run.config, run.state, run.job
+def _take_steps(run: Run, stop: Stop) -> None:
+    config, state, job, total = run.config, run.state, run.job, run.resolved.total_steps
     bar = Progress(job.verb, total, "steps")
     bar.done = state.step
     saved_at = time.monotonic()
     first = state.step
     if run.exhausted:  # it was stopped after that was seen
-        total = state.step
+        bar.close()
+        return
     run.forecast.tell(run.log, state.step, total, run.tokens_per_step, run.resolved.step_seconds)
     run.profiler.check(total - state.step)
     began = time.perf_counter()
-    for batches in run.clock.waiting(follow(run, total)):
+    for batches in run.clock.waiting(follow(run)):
         run.warn_masked(batches)
         torch.manual_seed(step_seed(config.seed, state.step, run.world.reader))
         rate = _rate(run)
@@ -102,6 +104,8 @@ def _take_steps(run: Run, total: int, stop: Stop) -> None:
             bar.done = first = state.step
             began = time.perf_counter()
             continue
+        settle_again(run)
+        bar.total = total = run.resolved.total_steps
         patient = job.patience is not None
         if run.evaluation_due:
             run.evaluate(config.eval.tokens)

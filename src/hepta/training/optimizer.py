@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hepta.config import HeptaError
 from hepta.model.whole import by_mesh, placed_like, whole
+from hepta.planning.rates import rate_factor
 from hepta.training.adamw8bit import AdamW8bit
 from hepta.training.muon import MuonMatrices
 from hepta.training.rounded import RoundedAdafactor, RoundedAdamW
@@ -19,15 +20,6 @@ EMBEDDINGS = 4.0  # rate of embeddings beside that of the matrices that Muon mov
 HEADS = ("lm_head", "classifier", "score")  # modules whose matrix is no hidden one
 
 Group = dict[str, Any]
-
-
-def rate_factor(name: str, width: int) -> float:
-    """What an optimizer's rate is to AdamW's, at its best for the same model (docs/log.md has the sweep).
-
-    In 8 bits AdamW wants the same. Muon's elements, scaled to AdamW's size, stand twice its rate. Adafactor's rate is a
-    share of a weight's size, about 1/√width. SGD's multiplies gradients, whose norm is at most ``clip_norm``.
-    """
-    return {"muon": 2.0, "adafactor": width**0.5, "sgd": 250.0}.get(name, 1.0)
 
 
 def embedding_ids(model: nn.Module) -> set[int]:

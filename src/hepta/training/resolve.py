@@ -17,9 +17,9 @@ from hepta.model.shape import Shape
 from hepta.planning.cost import training_flops
 from hepta.planning.machine import cache_directory, compiler, measured_peak, processor_name, recommend_precision
 from hepta.planning.memory import OPTIMIZERS, PRECISIONS, Setting, activation_bytes
+from hepta.planning.rates import rate_factor
 from hepta.stage import write_atomic, write_json
 from hepta.training.config import LoopConfig
-from hepta.training.optimizer import rate_factor
 from hepta.training.recompute import pick_recompute
 from hepta.training.world import world
 
@@ -46,7 +46,9 @@ class Resolved:
     processes: int = 1
     total_steps: int = 0
     save_every: int | None = None  # steps that the first two minutes made, where checkpoint.every is not given
-    step_seconds: float | None = None  # measured when ``minutes`` is a budget
+    step_seconds: float | None = None  # of a few steps that were tried
+    warmup: int | None = None  # steps, decided before those of ``minutes`` are counted anew
+    settled: bool = False  # whether that is done
     budget: dict[str, Any] = field(default_factory=dict)
 
     @property

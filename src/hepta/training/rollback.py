@@ -73,14 +73,15 @@ def roll_back(run: Any, reason: str) -> None:
     )
 
 
-def follow(run: Any, total: int) -> Iterator[list[Batch]]:
-    """Micro-batches of the steps to come, from where a run stands, also after it went back."""
+def follow(run: Any) -> Iterator[list[Batch]]:
+    """Micro-batches of the steps to come, from where a run stands, also after it went back or became shorter or
+    longer."""
     per_step, micro, workers = run.config.sequences_per_step, run.resolved.micro_batch, run.config.workers
-    while run.state.step < total:
+    while run.state.step < (total := run.resolved.total_steps):
         rollbacks = len(run.state.rollbacks)
         for batches in stream_steps(run.job.train, run.state.step, total, per_step, micro, workers, run.world):
             yield batches
-            if len(run.state.rollbacks) != rollbacks:
+            if len(run.state.rollbacks) != rollbacks or run.resolved.total_steps != total:
                 break
 
 

@@ -1,5 +1,6 @@
 """A run's parts put together: model, optimizer, checkpoint, log; and what is done with them between steps."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,6 +86,7 @@ class Run:
         restored = sum(t.nbytes for t in optimizer_tensors(job.model, self.optimizer).values())
         self.forecast = Forecast(config, job, self.resolved, restored)
         self.epoch_line = ""  # of an epoch that has just ended
+        self.evaluation_seconds = 0.0  # of the last one here
         unfinished = stage.manifest is None and self.state.step == self.resolved.total_steps
         start = self.state.step if self.checkpoint else -1
         self.tracker = open_tracker(config.tracker, self.path, job.verb) if self.world.main else None
@@ -223,6 +225,12 @@ class Run:
         return row
 
     @property
+    def evaluated_every(self) -> int | None:
+        """Steps between evaluations; None: a tenth of the run, whatever that is."""
+        by_epoch = math.ceil(self.job.train.sequences_per_epoch / self.config.sequences_per_step)
+        return self.config.eval.every or (by_epoch if self.job.by_epoch else None)
+
+    @property
     def evaluation_due(self) -> bool:
         """Whether this step is one of those after which held-out data are scored; the run's end has its own."""
         step, total, every = self.state.step, self.resolved.total_steps, self.config.eval.every
@@ -278,9 +286,11 @@ class Run:
 
     def evaluate(self, most_tokens: int | None) -> dict[str, Any]:
         """Score the held-out data, answer the sample prompts, write both."""
+        began = time.perf_counter()
         with self.clock.phase("evaluation"):
             row = self._evaluate(most_tokens)
             reshard(self.job.model)
+        self.evaluation_seconds = time.perf_counter() - began
         return row
 
     def _evaluate(self, most_tokens: int | None) -> dict[str, Any]:
