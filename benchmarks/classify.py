@@ -28,12 +28,12 @@ from hepta.evaluation.predict import logits_of
 from hepta.model.classifier import Classifier, Task, load_classifier, save_classifier
 from hepta.model.families import preset
 from hepta.objectives.classify import Classify
+from hepta.planning.machine import keep_memory
 from hepta.stage import write_json
 from hepta.tokenizer.load import Tokenizer, load_tokenizer
 from hepta.tokenizer.train import tokenizer_config, train_bpe
 from hepta.training.guard import Guard
 from hepta.training.optimizer import make_optimizer
-from hepta.training.resolve import keep_memory
 from hepta.training.step import micro_batches, run_step
 
 ROWS, SEED, RATE = 32, 7, 3e-4

@@ -51,8 +51,8 @@ def nano(rate: float, *keys: str) -> Candidate:
 
 CANDIDATES: dict[str, dict[str, Candidate]] = {
     "hepta": {
-        "hepta plan --minutes 4": nano(0.0039, "batch_tokens=2048"),
-        "muon": nano(0.0078, "batch_tokens=2048", "optimizer=muon"),
+        "hepta plan --minutes 4": nano(0.0078, "batch_tokens=4096", "optimizer=muon", "schedule=linear"),
+        "adamw": nano(0.0039, "batch_tokens=2048"),
     },
     "nanoGPT": {
         "README for a CPU": tiny("chars", 1e-3, False, layers=4, heads=4, width=128, length=64, sequences=12),
@@ -62,9 +62,10 @@ CANDIDATES: dict[str, dict[str, Candidate]] = {
     "nanochat": {
         "runcpu.sh": tiny(32768, 1.0, True, layers=6, length=512, sequences=32, parts=8),
         "small": tiny(8192, 1.0, True, layers=4, length=256, sequences=8),
+        "small, larger batch": tiny(8192, 8.0, True, layers=4, length=256, sequences=16),
     },
 }  # fmt: skip
-DTYPE = {"runcpu.sh": "float32", "small": "bfloat16"}  # nanochat's own switch; float32 as it comes on a CPU
+FLOAT32 = ("runcpu.sh",)  # as nanochat comes on a CPU; the others by its own switch in bfloat16
 
 
 class Race:
@@ -127,7 +128,7 @@ class Race:
         }
         job |= {"steps": 2, "split": "val"} if key["split"] == "none" else {"minutes": key["minutes"]}
         command = [sys.executable, str(HERE / "four_minutes_peers.py"), json.dumps(job)]
-        dtype = {"NANOCHAT_DTYPE": DTYPE[key["candidate"]]} if key["system"] == "nanochat" else {}
+        dtype = {"NANOCHAT_DTYPE": "float32" if key["candidate"] in FLOAT32 else "bfloat16"}
         return json.loads(self._command(key["system"], command, **dtype).rpartition("result ")[2])
 
     def _hepta(self, key: Row) -> Row:

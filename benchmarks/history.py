@@ -25,10 +25,10 @@ from hepta.model.load import build_model
 from hepta.model.lstm import Layer
 from hepta.model.ngram import count_ngrams
 from hepta.objectives.causal import Causal
+from hepta.planning.machine import keep_memory
 from hepta.training.counting import read_documents
 from hepta.training.guard import Guard
 from hepta.training.optimizer import make_optimizer
-from hepta.training.resolve import keep_memory
 from hepta.training.step import micro_batches, run_step
 
 

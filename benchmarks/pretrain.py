@@ -26,11 +26,10 @@ from hepta.model.decoder import Decoder
 from hepta.model.families import preset
 from hepta.objectives.causal import CHUNK, IGNORE, Causal
 from hepta.planning.cost import training_flops
-from hepta.planning.machine import measured_peak
+from hepta.planning.machine import keep_memory, measured_peak
 from hepta.training.accelerate import compile_blocks, compile_objective
 from hepta.training.guard import Guard
 from hepta.training.optimizer import make_optimizer
-from hepta.training.resolve import keep_memory
 from hepta.training.step import Batch, run_step
 
 clock = time.perf_counter

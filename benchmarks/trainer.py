@@ -87,10 +87,10 @@ def hepta_worker(place: Path, turns: Turns) -> None:
 
     from hepta.model.load import load_model
     from hepta.objectives.causal import IGNORE, Causal
+    from hepta.planning.machine import keep_memory
     from hepta.training.accelerate import compile_blocks, compile_objective
     from hepta.training.guard import Guard
     from hepta.training.optimizer import make_optimizer
-    from hepta.training.resolve import keep_memory
     from hepta.training.step import run_step
 
     keep_memory()

@@ -193,8 +193,9 @@ def test_muon_moves_hidden_matrices_by_an_orthogonal_step_and_the_rest_as_adamw(
 
 @pytest.mark.parametrize("most", [TOGETHER, 1])
 def test_muon_of_equal_shapes_is_torchs_of_one_at_a_time(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    """Five steps of wide, tall and square matrices; products in bfloat16 differ by a few of 256."""
+    """Five steps of wide, tall and square matrices, momentum rising; products in bfloat16 differ by a few of 256."""
     monkeypatch.setattr(muon, "TOGETHER", most)
+    monkeypatch.setattr(muon, "RISING", 4.0)
     generator = torch.Generator().manual_seed(3)
     shapes = [(24, 64), (64, 24), (32, 32), (24, 64), (64, 24), (24, 64)]
     begun = [torch.randn(shape, generator=generator) for shape in shapes]
@@ -203,7 +204,8 @@ def test_muon_of_equal_shapes_is_torchs_of_one_at_a_time(monkeypatch: pytest.Mon
     both = [
         MuonMatrices([{"params": ours, **keys}]), torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **keys)
     ]  # fmt: skip
-    for _ in range(5):
+    for momentum in (0.85, 0.875, 0.9, 0.925, 0.95):
+        both[1].param_groups[0]["momentum"] = momentum
         for one, other in zip(ours, theirs, strict=True):
             one.grad = torch.randn(one.shape, generator=generator)
             other.grad = one.grad.clone()

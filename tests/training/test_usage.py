@@ -93,7 +93,7 @@ def test_the_peak_is_that_of_the_process_not_of_the_one_that_started_it() -> Non
 
 def test_activations_are_what_the_first_forward_pass_adds() -> None:
     """A forward pass that holds 64 MB is measured as that, also where as much was used and freed before."""
-    from hepta.training.resolve import keep_memory
+    from hepta.planning.machine import keep_memory
     from hepta.training.usage import MemoryMeter
 
     keep_memory()

@@ -33,7 +33,7 @@ WORTH_TRYING = 4096  # tokens of a trial; what does not get so far is out of que
 ARITHMETIC = "arithmetic"
 LENGTHS = (128, 256, 512, 1024, 2048)
 BATCHES = tuple(1 << power for power in range(11, 20))  # 2,048 to 524,288 tokens
-STEPS = 1000  # updates that a run should have at least, where the smallest batch allows
+STEPS = {"muon": 500, "adamw": 1000}  # updates that a run should have at least, where the smallest batch allows
 MICRO_TOKENS = 8192
 SCHEDULE = "linear"  # better than cosine where the run's end is known beforehand (docs/log.md)
 WORTH_MUON = 0.25  # share of a step that its own products may take; it saves more (docs/log.md)
@@ -134,8 +134,7 @@ def advise(config: PlanConfig) -> Advice:
         raise HeptaError(f"{need}, more than this machine has; name a smaller one")
     best = min(fitting, key=lambda candidate: candidate.score)
     shape = _shape(best.model, text)
-    batch = _batch(best.tokens, length)
-    optimizer = "muon" if muon_flops(shape) <= WORTH_MUON * training_flops(shape, batch, length) else "adamw"
+    optimizer, batch = _way(shape, best.tokens, length)
     lr = automatic_lr(shape) * rate_factor(optimizer, shape.hidden_size)
     command, reasons = _command(config, text, best, length, batch, optimizer), _reasons(config, text, best, fitting)
     return Advice(config.minutes, best.model, found, length, batch, optimizer, lr, command, reasons)
@@ -182,9 +181,16 @@ def _length(text: Text | None) -> int:
     return next((length for length in LENGTHS if length >= wanted), LENGTHS[-1])
 
 
-def _batch(tokens: float, length: int) -> int:
-    """The largest batch that leaves ``STEPS`` updates, at least the smallest and one sequence."""
-    return max(length, max((batch for batch in BATCHES if tokens / batch >= STEPS), default=BATCHES[0]))
+def _way(shape: Shape, tokens: float, length: int) -> tuple[str, int]:
+    """Optimizer and batch: Muon where its products are a small part of a step, and the largest batch that leaves
+    ``STEPS`` updates, at least the smallest and one sequence."""
+    fitting = {
+        name: max(length, max((batch for batch in BATCHES if tokens / batch >= least), default=BATCHES[0]))
+        for name, least in STEPS.items()
+    }
+    worth = muon_flops(shape) <= WORTH_MUON * training_flops(shape, fitting["muon"], length)
+    optimizer = "muon" if worth else "adamw"
+    return optimizer, fitting[optimizer]
 
 
 def _command(

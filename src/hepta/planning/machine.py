@@ -45,6 +45,19 @@ def cores_allowed() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def keep_memory() -> None:
+    """Tell glibc to keep freed memory instead of giving it back.
+
+    Large outputs are made anew in every step; returning them to the system and touching them again costs
+    page faults: up to half the speed of a bfloat16 product. Other C libraries are left alone.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    library = ctypes.CDLL(None)
+    library.mallopt(-4, 0)  # M_MMAP_MAX: no allocation gets a mapping of its own
+    library.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never give memory back
+
+
 def give_back() -> bool:
     """Give freed memory back to the system, so that resident memory is what is held; False: this C library cannot."""
     if platform.libc_ver()[0] != "glibc":

@@ -4,6 +4,7 @@ import time
 
 from hepta.model.families import network_class
 from hepta.model.shape import Shape
+from hepta.planning.machine import keep_memory
 from hepta.planning.memory import Setting
 
 LEAST, MOST = 2, 8  # micro-batches timed after the first
@@ -21,6 +22,7 @@ def try_steps(config: Shape, setting: Setting, seconds: float) -> float:
 
     from hepta.objectives.causal import Causal
 
+    keep_memory()  # as a run does
     model, objective = network_class(config)(config), Causal()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -2,9 +2,10 @@
 
     M ← μ M + (1 − μ) G;   U = orthogonal((1 − μ) G + μ M);   W ← (1 − η λ) W − η · 0.2 √max(rows, columns) · U
 
-0.2 √max makes the elements of a step about as large as AdamW's (Liu et al. 2025, arXiv 2502.16982), so one rate and one
-decay serve both. Five products of small matrices one after the other for each matrix leave a machine idle; matrices of
-a shape share them. torch's own Muon, which takes one matrix at a time, is the reference of the tests.
+μ rises from 0.85 to 0.95 in the first 300 steps: directions of the first steps are soon wrong (docs/log.md). 0.2 √max
+makes the elements of a step about as large as AdamW's (Liu et al. 2025, arXiv 2502.16982), so one rate and one decay
+serve both. Five products of small matrices one after the other for each matrix leave a machine idle; matrices of a
+shape share them. torch's own Muon, which takes one matrix at a time, is the reference of the tests.
 """
 
 import math
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from hepta.model.whole import placed_like, whole
 
-MOMENTUM, COEFFICIENTS, ROUNDS, SMALLEST = 0.95, (3.4445, -4.775, 2.0315), 5, 1e-7
+MOMENTUM, RISING = (0.85, 0.95), 300.0  # at the first step and after so many
+COEFFICIENTS, ROUNDS, SMALLEST = (3.4445, -4.775, 2.0315), 5, 1e-7
 TOGETHER = 1 << 24  # elements of matrices that are made orthogonal at once
 
 
@@ -37,6 +39,11 @@ def orthogonal(stack: Tensor) -> Tensor:
         gram = X @ X.mT
         X = torch.baddbmm(X, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), X, beta=a)
     return X.mT if tall else X
+
+
+def momentum_at(step: float) -> float:
+    """μ of a step, from 0."""
+    return MOMENTUM[0] + (MOMENTUM[1] - MOMENTUM[0]) * min(1.0, step / RISING)
 
 
 class MuonMatrices(torch.optim.Optimizer):
@@ -66,8 +73,11 @@ class MuonMatrices(torch.optim.Optimizer):
             assert gradient is not None
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(gradient)
-            state["momentum_buffer"].lerp_(gradient, 1 - MOMENTUM)
-            ahead.append(whole(gradient.lerp(state["momentum_buffer"], MOMENTUM)))  # Nesterov's
+                state["step"] = torch.zeros(())
+            momentum = momentum_at(float(state["step"]))
+            state["step"] += 1
+            state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+            ahead.append(whole(gradient.lerp(state["momentum_buffer"], momentum)))  # Nesterov's
         found = orthogonal(torch.stack(ahead))
         size = 0.2 * math.sqrt(max(found.shape[1:]))
         for matrix, direction in zip(matrices, found, strict=True):

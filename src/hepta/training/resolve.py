@@ -1,6 +1,5 @@
 """Automatic values, decided once per run, written to it and read back: nothing automatic twice."""
 
-import ctypes
 import os
 import platform
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +14,14 @@ from hepta.config import HeptaError, read_yaml
 from hepta.console import say, warn
 from hepta.model.shape import Shape
 from hepta.planning.cost import training_flops
-from hepta.planning.machine import cache_directory, compiler, measured_peak, processor_name, recommend_precision
+from hepta.planning.machine import (
+    cache_directory,
+    compiler,
+    keep_memory,
+    measured_peak,
+    processor_name,
+    recommend_precision,
+)  # fmt: skip
 from hepta.planning.memory import OPTIMIZERS, PRECISIONS, Setting, activation_bytes
 from hepta.planning.rates import rate_factor
 from hepta.stage import write_atomic, write_json
@@ -202,16 +208,3 @@ def prepare_machine(resolved: Resolved) -> None:
     keep_memory()
     if resolved.compile:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_directory() / "inductor"))
-
-
-def keep_memory() -> None:
-    """Tell glibc to keep freed memory instead of giving it back.
-
-    Large outputs are made anew in every step; returning them to the system and touching them again costs
-    page faults: up to half the speed of a bfloat16 product. Other C libraries are left alone.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    library = ctypes.CDLL(None)
-    library.mallopt(-4, 0)  # M_MMAP_MAX: no allocation gets a mapping of its own
-    library.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never give memory back

@@ -27,7 +27,7 @@ class MemoryMeter:
     """Watches one step: what it holds in parameters, gradients, optimizer state, activations, and all else.
 
     Activations are what the first forward pass adds: on a GPU the peak of the allocator, on a CPU resident memory,
-    which shows peaks because freed memory is kept (``resolve.keep_memory``); what was kept before is given back first.
+    which shows peaks because freed memory is kept (``keep_memory``); what was kept before is given back first.
     Where the C library cannot do that, activations are part of ``other``.
     """
 
