@@ -17,7 +17,7 @@ from hepta.training.schedule import total_steps, warmup_steps
 from hepta.training.step import micro_batches
 
 FOR_SAVES = 0.01  # of ``minutes``
-SURE = 8  # steps of warm-up that say more than the few that were tried
+SURE = 4  # steps of warm-up whose second half says more than the few that were tried
 
 
 def settle_steps(run: Run) -> None:
