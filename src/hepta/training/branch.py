@@ -37,7 +37,7 @@ def begin_branch(config: PretrainConfig, stage: Stage) -> None:
     _check_peak(run, step)
     resolved = read_resolved(run)
     assert resolved is not None, "a run with checkpoints has its recipe"
-    unsettled = replace(resolved, total_steps=0, step_seconds=None, warmup=None, settled=False, budget={})
+    unsettled = replace(resolved, total_steps=0, step_seconds=None, warmup=None, counts=[], budget={})
     write_resolved(config.output, "pretrain", config, unsettled)
     origin = {"step": step, "event": "branch", "from": config.branch, "seal": sha256_file(source / MANIFEST)}
     for name, more in ((METRICS, []), (SAMPLES, []), (JOURNAL, [origin])):

@@ -1,23 +1,25 @@
 """How long a run is: its budgets become a number of steps before the first one.
 
-``minutes`` alone is looked at twice. A few steps that are tried and taken back give a first count, which decides how
-long warm-up is; where that ends, what it took gives the count that stays. No rate jumps there: it stands at its peak.
+``minutes`` alone is counted again. A few steps that are tried and taken back give a first count, which decides how long
+warm-up is; where that ends, and then whenever half of what was left is done, what the steps since took gives a new
+one. Each is written to the run, so that a run that was killed takes its steps at the very same rates.
 """
 
 import time
 from dataclasses import replace
+from typing import Any
 
-from hepta.console import say, warn
+from hepta.console import warn
 from hepta.training.find import find_rate
 from hepta.training.guard import Guard
 from hepta.training.metrics import METRICS, read_rows
-from hepta.training.resolve import write_environment, write_resolved
+from hepta.training.resolve import Resolved, write_environment, write_resolved
 from hepta.training.run import Run
 from hepta.training.schedule import total_steps, warmup_steps
 from hepta.training.step import micro_batches
 
 FOR_SAVES = 0.01  # of ``minutes``
-SURE = 4  # steps of warm-up whose second half says more than the few that were tried
+SURE = 4  # steps whose pace says more than that of the few that were tried
 
 
 def settle_steps(run: Run) -> None:
@@ -35,27 +37,37 @@ def settle_steps(run: Run) -> None:
         warmup = warmup_steps(config.warmup, total)
     if seconds is None and run.forecast.unsure(total - run.state.step):
         seconds = seconds_per_step(run)
-    run.resolved = replace(run.resolved, step_seconds=seconds, warmup=warmup, budget=budget)
-    _settle(run, total)
+    counts = [] if config.minutes is None else [[run.state.step, total]]
+    run.resolved = replace(run.resolved, step_seconds=seconds, warmup=warmup, budget=budget, counts=counts)
+    start = {"sequences_per_step": config.sequences_per_step, "data": run.job.train.digest}
+    _settle(run, total, "start", **start)
     if run.world.main:
         write_environment(run.path)
 
 
-def settle_again(run: Run) -> None:
-    """Count the steps of ``minutes`` anew by what the second half of warm-up took, where it has just ended."""
+def count_again(run: Run) -> None:
+    """Count the steps of ``minutes`` anew, if this is the moment."""
     done, resolved = run.state.step, run.resolved
-    if run.config.minutes is None or resolved.settled or done != resolved.warmup or done < SURE:
+    if not resolved.counts or done != _next_count(resolved):
         return
+    since = resolved.counts[-1][0] if len(resolved.counts) > 1 else done // 2
+    total = max(_count(run, run.world.lead(lambda: _pace(run, since))), done)
+    run.resolved = replace(resolved, counts=[*resolved.counts, [done, total]])
+    _settle(run, total, "count")
 
-    def measure() -> float:
-        ends = {row["step"]: row["seconds"] for row in read_rows(run.path / METRICS) if "phases" in row}
-        return (ends[done] - ends[done - done // 2]) / (done // 2)
 
-    run.resolved = replace(resolved, settled=True)
-    before, total = resolved.total_steps, max(_count(run, run.world.lead(measure)), done)
-    _settle(run, total)
-    if total != before:
-        say(f"step {done}: {total:,} steps in {run.config.minutes:g} minutes, by what warm-up took (was {before:,})")
+def _next_count(resolved: Resolved) -> int | None:
+    """The step after which steps are counted again: that of warm-up's end, and then half way to the end."""
+    start, total = resolved.counts[-1]
+    rising, half = (resolved.warmup or 0) - start, (total - start) // 2
+    steps = rising if len(resolved.counts) == 1 and rising >= SURE else half
+    return start + steps if steps >= SURE else None
+
+
+def _pace(run: Run, since: int) -> float:
+    """Mean seconds of the steps after ``since``."""
+    ends = {row["step"]: row["seconds"] for row in read_rows(run.path / METRICS) if "phases" in row}
+    return (run.state.seconds - ends.get(since, 0.0)) / (run.state.step - since)
 
 
 def _budget(run: Run) -> dict[str, float | None]:
@@ -77,22 +89,29 @@ def _count(run: Run, seconds: float | None) -> int:
 
 def _affordable(run: Run, seconds: float) -> int:
     """Steps that end when ``minutes`` do, with the evaluations between them; the run's last one comes after."""
-    assert run.config.minutes is not None
-    fresh = run.checkpoint is None
-    left = run.config.minutes * 60 * (1 - FOR_SAVES) - (time.time() - run.stage.started if fresh else 0.0)
-    before = run.state.step if fresh else run.job.begun_at
+    done, fresh = run.state.step, run.checkpoint is None
+    spent = time.time() - run.stage.started if fresh else _trained(run)
+    left = (run.config.minutes or 0.0) * 60 * (1 - FOR_SAVES) - spent
     every = run.evaluated_every
     if every is None:  # nine, whatever the number of steps
-        return before + max(1, int((left - 9 * run.evaluation_seconds) / seconds))
-    return before + max(1, int(left / (seconds + run.evaluation_seconds / every)))
+        total = run.resolved.total_steps
+        waiting = 9 * (1 - done / total) if total else 9
+        return done + max(0, int((left - waiting * run.evaluation_seconds) / seconds))
+    return done + max(0, int(left / (seconds + run.evaluation_seconds / every)))
 
 
-def _settle(run: Run, total: int) -> None:
+def _trained(run: Run) -> float:
+    """Seconds of training so far, without those of the run that this one branched from."""
+    rows = (row for row in read_rows(run.path / METRICS) if "phases" in row and row["step"] <= run.job.begun_at)
+    begun = [row["seconds"] for row in rows]
+    return run.state.seconds - (begun[-1] if begun else 0.0)
+
+
+def _settle(run: Run, total: int, event: str, **more: Any) -> None:
     run.resolved = replace(run.resolved, total_steps=total)
     if run.world.main:
         write_resolved(run.path, run.job.verb, run.config, run.resolved)
-    start = {"total_steps": total, "sequences_per_step": run.config.sequences_per_step, "data": run.job.train.digest}
-    run.log.event({"step": run.state.step, "event": "start", **start})
+    run.log.event({"step": run.state.step, "event": event, "total_steps": total, **more})
 
 
 def seconds_per_step(run: Run) -> float:

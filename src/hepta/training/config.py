@@ -36,7 +36,7 @@ class LoopConfig(StageConfig):
 
     max_steps: int | None = budget(None, "end after this many optimizer steps", ge=1)
     tokens: int | None = budget(None, "end after this many tokens (padding not counted)", ge=1)
-    minutes: float | None = budget(None, "end after about this long; steps are counted where warm-up ends", gt=0)
+    minutes: float | None = budget(None, "end after about this long; its steps are counted on the way", gt=0)
     epochs: float | None = budget(
         None, "end after this many passes over the data; the budget reached first ends", gt=0
     )

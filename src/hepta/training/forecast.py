@@ -23,7 +23,7 @@ from hepta.training.usage import resident_bytes
 
 STEPS = 20  # after which prediction and measurement are compared
 WORTH_TRYING = 150  # steps of a run of which the first ones are tried beforehand, where nothing like it ran here
-AFFORDABLE = 2.0  # seconds of a step, by arithmetic, that is tried
+AFFORDABLE = 5.0  # seconds of a step, by arithmetic, that is tried
 VERBS = ("pretrain", "sft")  # whose sequences all have one length, and nothing but the model takes part in a step
 OTHERS = {  # verbs of which nothing is predicted
     "tune": "texts are as long as they are, so no step is like another",

@@ -10,7 +10,7 @@ import torch
 
 from hepta.console import Progress, say
 from hepta.stage import Stage, digest_json, go_on_hint
-from hepta.training.budgets import settle_again, settle_steps
+from hepta.training.budgets import count_again, settle_steps
 from hepta.training.checkpoint import weights_digest
 from hepta.training.config import LoopConfig
 from hepta.training.job import Job, Outcome
@@ -70,7 +70,7 @@ def train(config: LoopConfig, stage: Stage, job: Job) -> Outcome:
 
 def _rate(run: Run) -> float:
     """Learning rate of the step under way. A branch has been warmed up, and falls from its first step on."""
-    config, total, start = run.config, run.resolved.total_steps, run.job.begun_at
+    config, total, start = run.config, run.resolved.total_at(run.state.step), run.job.begun_at
     warmup, decay = (start, (total - start) / total) if start else (run.resolved.warmup or config.warmup, config.decay)
     return learning_rate(run.state.step, total, run.resolved.lr, config.schedule, warmup, decay)
 
@@ -104,7 +104,7 @@ def _take_steps(run: Run, stop: Stop) -> None:
             bar.done = first = state.step
             began = time.perf_counter()
             continue
-        settle_again(run)
+        count_again(run)
         bar.total = total = run.resolved.total_steps
         patient = job.patience is not None
         if run.evaluation_due:

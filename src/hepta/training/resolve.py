@@ -54,8 +54,12 @@ class Resolved:
     save_every: int | None = None  # steps that the first two minutes made, where checkpoint.every is not given
     step_seconds: float | None = None  # of a few steps that were tried
     warmup: int | None = None  # steps, decided before those of ``minutes`` are counted anew
-    settled: bool = False  # whether that is done
+    counts: list[list[int]] = field(default_factory=list)  # of ``minutes``: from which step on which total holds
     budget: dict[str, Any] = field(default_factory=dict)
+
+    def total_at(self, step: int) -> int:
+        """The number of steps that the rate of a step is reckoned by."""
+        return next((total for start, total in reversed(self.counts) if start <= step), self.total_steps)
 
     @property
     def compute_dtype(self) -> torch.dtype | None:
