@@ -65,6 +65,15 @@ def test_a_shorter_run_predicts_and_calibrates_nothing(tmp_path: Path, own_cache
     assert not own_cache.exists()
 
 
+def test_three_long_steps_are_enough(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 7B's recipe takes four steps of a minute and more; the next run knows what they took."""
+    monkeypatch.setattr(forecast, "LONG", 0.0)
+    tiny_run(tmp_path / "a", max_steps=4)
+    (row,) = events(tmp_path / "a", "measured")
+    assert row["step"] == forecast.FEW
+    assert own_cache.exists()
+
+
 def test_a_run_that_goes_on_does_not_count_its_restored_moments_twice(tmp_path: Path) -> None:
     tiny_run(tmp_path / "a", max_steps=4)
     tiny_run(tmp_path / "a", max_steps=8)

@@ -1,4 +1,4 @@
-"""What a run will take, said before its first step; what it took, said after twenty and kept for the next run."""
+"""What a run will take, said before its first step; what it took, said soon after and kept for the next run."""
 
 import statistics
 import time
@@ -23,7 +23,7 @@ from hepta.training.usage import resident_bytes
 
 STEPS = 20  # after which prediction and measurement are compared
 WORTH_TRYING = 150  # steps of a run of which the first ones are tried beforehand, where nothing like it ran here
-AFFORDABLE = 5.0  # seconds of a step, by arithmetic, that is tried
+FEW, LONG = 3, 60.0  # steps that are compared already, where they took so many seconds
 VERBS = ("pretrain", "sft")  # whose sequences all have one length, and nothing but the model takes part in a step
 OTHERS = {  # verbs of which nothing is predicted
     "tune": "texts are as long as they are, so no step is like another",
@@ -64,6 +64,7 @@ class Forecast:
         self.frozen = sum(2.0 * p.numel() for p in wide) if resolved.compute_dtype else 0.0  # bytes of their copies
         self.restored = restored
         self.seconds: list[float] = []  # cumulative, after each step
+        self.compared = False
         self.raw = self.expected = 0.0  # seconds of a step before and after calibration
         self.memory = 0.0  # expected peak
         if self.why_not is None:
@@ -77,10 +78,13 @@ class Forecast:
     def unsure(self, steps: int) -> bool:
         """Whether a few of the run's steps should be tried before anything is said: nothing quite like it ran here, and
         they are a small part of it."""
-        if self.why_not is not None or steps < WORTH_TRYING or self.raw > AFFORDABLE:
+        if self.why_not is not None or steps < WORTH_TRYING:
             return False
         known = recall(self.case)
-        return known is None or not known.same
+        unsure = known is None or not known.same
+        if unsure and self.raw > 1.0:
+            say("trying a few steps: nothing quite like this ran here before")
+        return unsure
 
     def tell(self, log: RunLog, step: int, total: int, tokens: float, measured: float | None) -> None:
         """Say and log what is expected; after the first evaluation, whose memory a step can use again.
@@ -131,7 +135,7 @@ class Forecast:
         return max(head_rows(batch["labels"]) for batch in micro_batches(self.job.train, step, per_step, micro))
 
     def check(self, log: RunLog, step: int, total: int, seconds: float) -> None:
-        """After ``STEPS`` steps: say what they took, how wrong that was, and keep it for the next run.
+        """After ``STEPS`` steps, or fewer long ones: say what they took, how wrong that was, keep it for the next run.
 
         Args:
             log: where it is written.
@@ -139,16 +143,18 @@ class Forecast:
             total: steps of the whole run.
             seconds: spent in steps so far.
         """
-        if not self.expected or len(self.seconds) >= STEPS:
+        if not self.expected or self.compared:
             return
         self.seconds.append(seconds)
-        if len(self.seconds) < STEPS:
+        count = len(self.seconds)
+        self.compared = count == STEPS or (count >= FEW and self.seconds[-1] - self.seconds[0] >= LONG)
+        if not self.compared:
             return
         took = statistics.median(after - before for before, after in pairwise(self.seconds))
         remember(self.case, took / self.raw)
         peak = peak_memory_bytes()
         errors = {"step_seconds": took / self.expected - 1, "memory_bytes": peak / self.memory - 1}
-        told = f"after {STEPS} steps: {took:.3g} s a step, {_difference(errors['step_seconds'])}"
+        told = f"after {count} steps: {took:.3g} s a step, {_difference(errors['step_seconds'])}"
         told += f"; {peak / 1e9:.2f} GB of memory, {_difference(errors['memory_bytes'])}"
         say(f"{told}; {_ending(total - step, took)}")
         measured = {"step_seconds": took, "memory_bytes": peak, "error": errors}
