@@ -41,9 +41,9 @@ def orthogonal(stack: Tensor) -> Tensor:
     return X.mT if tall else X
 
 
-def momentum_at(step: float) -> float:
-    """μ of a step, from 0."""
-    return MOMENTUM[0] + (MOMENTUM[1] - MOMENTUM[0]) * min(1.0, step / RISING)
+def momentum_at(step: Tensor) -> Tensor:
+    """μ of a step, from 0; never read, so that a rehearsal without values can take it too."""
+    return MOMENTUM[0] + (MOMENTUM[1] - MOMENTUM[0]) * (step / RISING).clamp(max=1.0)
 
 
 class MuonMatrices(torch.optim.Optimizer):
@@ -74,10 +74,11 @@ class MuonMatrices(torch.optim.Optimizer):
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(gradient)
                 state["step"] = torch.zeros(())
-            momentum = momentum_at(float(state["step"]))
+            momentum, buffer = momentum_at(state["step"]), state["momentum_buffer"]
             state["step"] += 1
-            state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-            ahead.append(whole(gradient.lerp(state["momentum_buffer"], momentum)))  # Nesterov's
+            new = gradient * (1 - momentum)
+            buffer.mul_(momentum).add_(new)
+            ahead.append(whole(new.add_(buffer * momentum)))  # Nesterov's
         found = orthogonal(torch.stack(ahead))
         size = 0.2 * math.sqrt(max(found.shape[1:]))
         for matrix, direction in zip(matrices, found, strict=True):
