@@ -1,6 +1,7 @@
 """Promises of schedules and budgets."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -70,11 +71,15 @@ def test_minutes_become_steps_once_and_are_read_back(tmp_path: Path) -> None:
         tiny_run(run, job, **budget)
     first = read_resolved(run)
     assert first is not None
+    assert first.step_seconds is not None
+    assert 1 <= first.counts[0][1] <= max(1, 3 / first.step_seconds), "three seconds' worth"
     assert len(first.counts) >= 2
     tiny_run(run, **budget)
     second = read_resolved(run)
     assert second is not None
     assert second.counts[: len(first.counts)] == first.counts
+    later = {"counts": second.counts, "total_steps": second.total_steps}
+    assert second == replace(first, **later), "only steps to come are counted again"
     assert losses(run)[-1][0] == second.total_steps
 
 

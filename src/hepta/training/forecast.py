@@ -70,10 +70,10 @@ class Forecast:
         if self.why_not is None:
             machine = machine_key(resolved.threads)
             way = (self.method, resolved.precision, resolved.compile, resolved.recompute)
-            setting, parts = setting_of(config, resolved), config.sequences_per_step / resolved.micro_batch
-            self.case = case_of(self.shape, machine, *way, tokens=setting.tokens)
+            parts, self.setting = config.sequences_per_step / resolved.micro_batch, setting_of(config, resolved)
+            self.case = case_of(self.shape, machine, *way, tokens=self.setting.tokens)
             speed = machine_speed(machine, resolved.precision) or Speed(resolved.peak_gflops, None, None)
-            self.raw = step_seconds(self.shape, self.method, setting, parts, speed)
+            self.raw = step_seconds(self.shape, self.method, self.setting, parts, speed)
 
     def unsure(self, steps: int) -> bool:
         """Whether a few of the run's steps should be tried before anything is said: nothing quite like it ran here, and
@@ -101,7 +101,6 @@ class Forecast:
         if self.why_not is not None:
             say(f"no forecast: {self.why_not}")
             return
-        setting = setting_of(self.config, self.resolved)
         known, source = recall(self.case), "not calibrated: the first run of this kind here"
         if known is None and (versions := outdated(self.case)):
             source = f"not calibrated: runs under torch {', '.join(versions)} no longer count"
@@ -109,10 +108,10 @@ class Forecast:
         source = known.told if known else source
         if measured is not None:
             self.expected, source = measured, "measured in a few steps"
-        kept = product_bytes(self.shape, setting) if self.resolved.recompute == "selective" else None
+        kept = product_bytes(self.shape, self.setting) if self.resolved.recompute == "selective" else None
         rows, compiled = self._head_rows(step), self.resolved.compile
         several = self.config.sequences_per_step > self.resolved.micro_batch
-        more = step_bytes(self.shape, self.method, setting, several, compiled, kept, rows)
+        more = step_bytes(self.shape, self.method, self.setting, several, compiled, kept, rows)
         held = self._held(log)
         self.memory = max(held + self.frozen + more, peak_memory_bytes())
         told = f"expected: {self.expected:.3g} s a step, {tokens / self.expected:,.0f} tokens/s"

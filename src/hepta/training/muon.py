@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from hepta.model.whole import placed_like, whole
+from hepta.planning.cost import MUON_ROUNDS
 
 MOMENTUM, RISING = (0.85, 0.95), 300.0  # at the first step and after so many
-COEFFICIENTS, ROUNDS, SMALLEST = (3.4445, -4.775, 2.0315), 5, 1e-7
+COEFFICIENTS, SMALLEST = (3.4445, -4.775, 2.0315), 1e-7
 TOGETHER = 1 << 24  # elements of matrices that are made orthogonal at once
 
 
@@ -35,7 +36,7 @@ def orthogonal(stack: Tensor) -> Tensor:
     X = (stack.mT if tall else stack).to(torch.bfloat16, memory_format=torch.contiguous_format, copy=True)
     X /= X.norm(dim=(1, 2), keepdim=True).clamp(min=SMALLEST)  # no singular value above 1
     a, b, c = COEFFICIENTS
-    for _ in range(ROUNDS):
+    for _ in range(MUON_ROUNDS):
         gram = X @ X.mT
         X = torch.baddbmm(X, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), X, beta=a)
     return X.mT if tall else X
