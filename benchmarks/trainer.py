@@ -12,6 +12,8 @@ rounds, hepta's ratio to it as the median of the rounds' ratios with their range
     bf16       with bf16=True (autocast)
     compiled   that and torch_compile=True
     kept       that and glibc told by its environment to keep freed memory, as hepta tells it from inside
+
+Threads wait for work as each comes: hepta decides by the load, the others as OpenMP does by itself (they spin for 3 ms).
 """
 
 import argparse
@@ -82,6 +84,10 @@ class Turns:
 
 def hepta_worker(place: Path, turns: Turns) -> None:
     """hepta's own step, as `hepta pretrain` takes it: bfloat16 products, compiled blocks, memory kept."""
+    from hepta.cores import choose_waiting
+
+    choose_waiting()  # before torch loads OpenMP
+
     import numpy as np
     import torch
 
@@ -161,7 +167,7 @@ class Contestant:
         self.name, self.seconds, self.facts = name, list[float](), dict[str, Any]()
         command = [sys.executable, __file__, "--worker", name, "--place", str(place)]
         command += ["--skip", str(arguments.skip), "--steps", str(arguments.steps)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
         environment |= KEEP if name == "kept" else {}
         self.log = (place / f"{name}.log").open("w+")
         self.process = subprocess.Popen(

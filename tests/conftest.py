@@ -1,6 +1,7 @@
 """Fixtures every room shares: real public data (fetched once into the cache), a tokenizer, the command line."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 
 from hepta.catalog.fetch import dataset_path
 from hepta.cli.app import main
+from hepta.cores import POLICY, SPINS
 from hepta.tokenizer.config import TokenizerConfig
 from hepta.tokenizer.train import train_tokenizer
 from shell_blocks import ROOT, Place
@@ -24,6 +26,17 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(autouse=True)
+def each_command_looks_for_itself() -> Iterator[None]:
+    """How threads wait is decided anew by each command, not handed down from the first test's."""
+    before = {name: os.environ.get(name) for name in (POLICY, SPINS)}
+    yield
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 @pytest.fixture

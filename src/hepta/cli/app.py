@@ -1,7 +1,6 @@
 """The ``hepta`` command: a table of verbs, each loaded only when it is called."""
 
 import importlib
-import os
 import sys
 from typing import Any
 
@@ -79,7 +78,5 @@ def root() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``hepta`` and ``python -m hepta``."""
-    # Threads that wait by spinning make a busy machine 10 to 40 times slower; read by OpenMP when torch loads it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command = typer.main.get_command(app)
     sys.exit(guarded(lambda: command(args=arguments, prog_name="hepta")))

@@ -14,6 +14,7 @@ import typer
 from hepta.cli.dry_run import print_dry_run
 from hepta.config import HeptaError, load_config
 from hepta.console import say
+from hepta.cores import choose_waiting
 from hepta.runner.verbs import VERBS
 
 Overrides = Annotated[
@@ -52,6 +53,7 @@ def execute(
     if dry_run:
         print_dry_run(config, as_json)
         return
+    choose_waiting()
     result = entry.call(config)
     text = to_json(result) if as_json else show(result)
     if text:  # a conversation has printed its answers already

@@ -9,6 +9,7 @@ import typer
 from hepta.cli.command import DryRun, Json, Overrides, to_json
 from hepta.config import build
 from hepta.console import duration
+from hepta.cores import choose_waiting
 from hepta.runner.config import RunConfig
 from hepta.runner.recipe import RunResult, run_recipe
 
@@ -41,6 +42,7 @@ def run(
         "fresh_from": fresh_from,
         "dry_run": dry_run,
     }
+    choose_waiting()
     result = run_recipe(build(RunConfig, values))
     if not dry_run:
         print(to_json(result) if as_json else show(result))

@@ -40,11 +40,6 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def cores_allowed() -> int:
-    """Cores this process may run on (containers and taskset give fewer than the machine has)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def keep_memory() -> None:
     """Tell glibc to keep freed memory instead of giving it back.
 

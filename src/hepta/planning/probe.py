@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hepta.cores import cores_allowed, waiting
 from hepta.planning.config import MachineConfig
 from hepta.planning.machine import (
     compiler,
-    cores_allowed,
     measure_memory,
     measured_peak,
     memory_limit,
@@ -49,6 +49,7 @@ class MachineReport:
     disk_free_gb: float
     torch: str
     threads: int
+    waiting: str
     compiler: str | None
     gpus: list[Gpu]
     gflops: dict[str, float]
@@ -125,7 +126,7 @@ def probe_machine(config: MachineConfig) -> MachineReport:
         "processor": processor_name(), "cores": os.cpu_count() or 1, "cores_allowed": cores_allowed(),
         "features": processor_features(), "memory_gb": round(total / 1e9, 1), "memory_free_gb": round(free / 1e9, 1),
         "disk_free_gb": round(shutil.disk_usage(".").free / 1e9, 1), "torch": torch.__version__, "threads": threads,
-        "compiler": compiler(), "gpus": gpus, "gflops": gflops, "products": products,
+        "waiting": waiting(), "compiler": compiler(), "gpus": gpus, "gflops": gflops, "products": products,
         "memory_gb_per_second": bandwidth,
         "precision": "bf16" if usable and torch.cuda.is_bf16_supported() else recommend_precision(gflops),
     }
@@ -143,7 +144,7 @@ def show_machine(report: MachineReport) -> str:
         "instructions": ", ".join(report.features) or "unknown",
         "memory": f"{report.memory_gb:g} GB, {report.memory_free_gb:g} GB free, {bandwidth}",
         "disk": f"{report.disk_free_gb:g} GB free here",
-        "torch": f"{report.torch}, {report.threads} threads",
+        "torch": f"{report.torch}, {report.threads} threads, {report.waiting} while they wait",
         "compiler": report.compiler or "none",
         "GPUs": gpus or "none",
         "GFLOP/s": rates or "not measured",

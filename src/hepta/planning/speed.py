@@ -11,7 +11,7 @@ from hepta.planning.products import Rates, cached_products, rate_at
 PART_OF_PEAK = 0.6  # of a large square product's rate, where training's own products were never timed
 VISITS = 5  # times each byte of activations crosses to memory: written, read, read again, its gradient both ways
 UPDATE_BYTES = 40.0  # per trained parameter: norm, clipping, and an update that reads four values and writes three
-ROUNDED_BYTES = 290.0  # where bfloat16 weights are rounded by chance: 7.5 ns in a run at 38 GB/s (docs/log.md)
+ROUNDED_BYTES = 130.0  # the same where bfloat16 weights are rounded by chance: 3.2 ns of a machine that copies 38 GB/s
 ATTENTION_ROWS = 256  # the small products of attention are as slow as those of few rows
 
 

@@ -12,6 +12,7 @@ import yaml
 from hepta import __version__
 from hepta.config import HeptaError, read_yaml
 from hepta.console import say, warn
+from hepta.cores import waiting
 from hepta.model.shape import Shape
 from hepta.planning.cost import training_flops
 from hepta.planning.machine import (
@@ -176,6 +177,7 @@ def write_environment(run: Path) -> None:
     write_json(run / "environment.json", {
         "hepta": __version__, "torch": str(torch.__version__), "python": platform.python_version(),
         "system": platform.platform(), "processor": processor_name(), "cores": os.cpu_count(),
+        "threads_wait": waiting(),
     })  # fmt: skip
 
 
