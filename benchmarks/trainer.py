@@ -13,7 +13,7 @@ rounds, hepta's ratio to it as the median of the rounds' ratios with their range
     compiled   that and torch_compile=True
     kept       that and glibc told by its environment to keep freed memory, as hepta tells it from inside
 
-Threads wait for work as each comes: hepta decides by the load, the others as OpenMP does by itself (they spin for 3 ms).
+Threads wait for work as each comes: hepta decides by the load, the others as OpenMP does by itself (spinning for 3 ms).
 """
 
 import argparse
