@@ -111,6 +111,7 @@ class IntegerMatrix:
     shape: tuple[int, int]
     dtype: torch.dtype
     device: torch.device
+    row_scale: Tensor | None = None  # (N, 1), where each row has one scale
 
     def to(self, *_: Any, **__: Any) -> "IntegerMatrix":
         """Itself: products come in the dtype of what is multiplied, whatever the scales are in."""
@@ -125,7 +126,7 @@ class IntegerMatrix:
         raise NotImplementedError
 
     def columns(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-        """(first column, some columns of W (N, n)) in turn; each is gone when the next comes."""
+        """(first column, some columns (N, n)) in turn, of W without ``row_scale``; each is gone when the next comes."""
         raise NotImplementedError
 
     def kernel(self, x: Tensor) -> Tensor:
@@ -146,6 +147,8 @@ class IntegerMatrix:
     def pull_back(self, dy: Tensor) -> Tensor:
         """The gradient of x from that of ``product``: dy (M, N) → dy W (M, K). Each sum is one product's own."""
         dx = dy.new_empty(len(dy), self.shape[1])
+        if self.row_scale is not None:  # dy W = (dy s) q: fewer values to multiply than W has
+            dy = dy * self.row_scale[:, 0].to(dy.dtype)
         for start, tile in self.columns(dy.dtype):
             dx[:, start : start + tile.shape[1]] = dy @ tile
         return dx
@@ -170,7 +173,7 @@ class Bytes(IntegerMatrix):
     """
 
     def __init__(self, values: Tensor, scale: Tensor) -> None:
-        self.values, self.scale = values, scale
+        self.values, self.scale, self.row_scale = values, scale, scale
         self.shape, self.dtype, self.device = (values.shape[0], values.shape[1]), scale.dtype, values.device
 
     def tiles(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
@@ -184,11 +187,11 @@ class Bytes(IntegerMatrix):
 
     def columns(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
         N, K = self.shape
-        step, scale = max(NARROWEST, TILE // N), self.scale.to(dtype)
+        step = max(NARROWEST, 2 * TILE // N)
         scratch = torch.empty(N * min(step, K), dtype=dtype, device=self.device)
         for start in range(0, K, step):
             part = self.values[:, start : start + step]
-            yield start, torch.mul(part, scale, out=scratch[: part.numel()].view(part.shape))
+            yield start, scratch[: part.numel()].view(part.shape).copy_(part)
 
     def kernel(self, x: Tensor) -> Tensor:
         return torch.ops.aten._weight_int8pack_mm(x.contiguous(), self.values, self.scale[:, 0].to(x.dtype))

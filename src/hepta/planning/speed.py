@@ -12,6 +12,7 @@ PART_OF_PEAK = 0.6  # of a large square product's rate, where training's own pro
 VISITS = 5  # times each byte of activations crosses to memory: written, read, read again, its gradient both ways
 UPDATE_BYTES = 40.0  # per trained parameter: norm, clipping, and an update that reads four values and writes three
 ROUNDED_BYTES = 130.0  # the same where bfloat16 weights are rounded by chance: 3.2 ns of a machine that copies 38 GB/s
+DECODED_BYTES = 16.0  # per weight kept as an integer and pass: made a float in cache, in products of some rows each
 ATTENTION_ROWS = 256  # the small products of attention are as slow as those of few rows
 
 
@@ -63,4 +64,7 @@ def step_seconds(config: Shape, method: str, setting: Setting, micro_batches: fl
         seconds += VISITS * activation_bytes(config, setting) / setting.tokens / (speed.memory * 1e9)
         each = ROUNDED_BYTES if setting.precision == "bf16-pure" else UPDATE_BYTES
         update += each * trained / (speed.memory * 1e9)
+    if method == "qlora" and speed.memory is not None:
+        passes = 3 if setting.recompute else 2
+        update += micro_batches * passes * DECODED_BYTES * config.num_parameters / (speed.memory * 1e9)
     return micro_batches * setting.tokens * seconds + update
