@@ -250,6 +250,19 @@ def test_state_is_as_large_as_planned(name: str) -> None:
         assert 0 <= held - planned <= unplanned.get(name, 0)
 
 
+def test_muon_goes_on_from_a_state_without_a_count_as_it_began() -> None:
+    """Checkpoints made before momentum rose hold no step: it stood at 0.95 all along."""
+    matrix = torch.nn.Parameter(torch.eye(4, 6))
+    matrix.grad = torch.ones(4, 6)
+    optimizer = MuonMatrices([{"params": [matrix], "lr": 1e-2}])
+    optimizer.state[matrix]["momentum_buffer"] = torch.ones(4, 6)
+    optimizer.step()
+    torch.testing.assert_close(optimizer.state[matrix]["momentum_buffer"], torch.ones(4, 6))
+    matrix.grad = torch.zeros(4, 6)
+    optimizer.step()
+    torch.testing.assert_close(optimizer.state[matrix]["momentum_buffer"], torch.full((4, 6), 0.95))
+
+
 def test_muon_without_hidden_matrices_is_refused() -> None:
     model = fresh()
     for name, parameter in model.named_parameters():

@@ -75,6 +75,8 @@ class MuonMatrices(torch.optim.Optimizer):
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(gradient)
                 state["step"] = torch.zeros(())
+            elif "step" not in state:  # saved when momentum stood at its end from the first step on
+                state["step"] = torch.full((), float(RISING))
             momentum, buffer = momentum_at(state["step"]), state["momentum_buffer"]
             state["step"] += 1
             new = gradient * (1 - momentum)
