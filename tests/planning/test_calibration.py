@@ -52,6 +52,19 @@ def test_the_next_width_helps_and_is_named():
     assert recall(case_of(preset("7b"), HERE, "full", "bf16", False, tokens=2048)) is None
 
 
+def test_runs_whose_threads_slept_say_nothing_of_those_that_spin(monkeypatch):
+    """A step of sleeping threads takes up to twice the time (docs/log.md)."""
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    remember(nano(), 2.0)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "20000")
+    assert recall(nano()) is None
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    known = recall(nano())
+    assert known is not None
+    assert known.factor == 2.0
+
+
 def test_the_nearest_micro_batch_helps_and_is_named():
     shape = preset("nano")
     for tokens, factor in ((512, 4.0), (4096, 2.0)):

@@ -13,6 +13,7 @@ from itertools import product
 from typing import Any
 
 from hepta.config import MachineError
+from hepta.cores import waiting
 from hepta.model.families import family_of
 from hepta.model.shape import Shape
 from hepta.planning.machine import cache_directory
@@ -30,7 +31,7 @@ class Case:
     machine: str  # ``machine_key``
     family: str
     width: int  # the power of two at or below the model's
-    way: str  # method, precision, compiled or not
+    way: str  # method, precision, compiled or not, how threads wait
     tokens: int  # of a micro-batch: the power of two at or below
 
     @property
@@ -53,7 +54,7 @@ def case_of(
     config: Shape, machine: str, method: str, precision: str, compiled: bool, recompute: str = "none", *, tokens: int
 ) -> Case:
     """The case of a training run."""
-    words = [method, precision, "compiled" if compiled else "eager"]
+    words = [method, precision, "compiled" if compiled else "eager", f"threads {waiting()}"]
     if recompute != "none":
         words.append(f"recompute {recompute}")
     name = family_of(config).network.rpartition(":")[2]
