@@ -42,7 +42,8 @@ def run(
         "fresh_from": fresh_from,
         "dry_run": dry_run,
     }
-    choose_waiting()
+    if not dry_run:
+        choose_waiting()
     result = run_recipe(build(RunConfig, values))
     if not dry_run:
         print(to_json(result) if as_json else show(result))

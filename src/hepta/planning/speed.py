@@ -64,7 +64,7 @@ def step_seconds(config: Shape, method: str, setting: Setting, micro_batches: fl
         seconds += VISITS * activation_bytes(config, setting) / setting.tokens / (speed.memory * 1e9)
         each = ROUNDED_BYTES if setting.precision == "bf16-pure" else UPDATE_BYTES
         update += each * trained / (speed.memory * 1e9)
-    if method == "qlora" and speed.memory is not None:
-        passes = 3 if setting.recompute else 2
-        update += micro_batches * passes * DECODED_BYTES * config.num_parameters / (speed.memory * 1e9)
+        if method == "qlora":  # once in each pass of a micro-batch, however many tokens it has
+            passes = 3 if setting.recompute else 2
+            seconds += passes * DECODED_BYTES * config.num_parameters / setting.tokens / (speed.memory * 1e9)
     return micro_batches * setting.tokens * seconds + update
